@@ -19,13 +19,16 @@ class Normalizer(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Tensor | NDArray[np.floating], std: Tensor | NDArray[np.floating]) -> None:
+    def __init__(
+        self, mean: Tensor | NDArray[np.floating], std: Tensor | NDArray[np.floating]
+    ) -> None:
         super().__init__()
         mean = torch.as_tensor(mean, dtype=torch.float32).detach().clone()
         std = torch.as_tensor(std, dtype=torch.float32).detach().clone()
         if mean.ndim != 1 or mean.shape != std.shape:
             raise ValueError(
-                f"mean and std: expected two vectors of one length, got {tuple(mean.shape)} and {tuple(std.shape)}"
+                f"mean and std: expected two vectors of one length, "
+                f"got {tuple(mean.shape)} and {tuple(std.shape)}"
             )
         if not bool(torch.isfinite(mean).all()):
             raise ValueError(f"mean: expected finite numbers, got {mean.tolist()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -120,8 +121,5 @@ def _to_float32(array: Tensor | NDArray[Any], device: torch.device | None) -> Te
 
 def _device_of(critic: nn.Module) -> torch.device | None:
     """Where the critic computes; None for a module without parameters and buffers."""
-    for tensor in critic.parameters():
-        return tensor.device
-    for tensor in critic.buffers():
-        return tensor.device
-    return None
+    tensors = itertools.chain(critic.parameters(), critic.buffers())
+    return next((tensor.device for tensor in tensors), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -60,13 +61,15 @@ class RefineOptions:
         gradient: Gradient,
     ) -> RefineOptions:
         """The options as given by a caller, or a ValueError or TypeError that names the bad one."""
-        if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
-            raise TypeError(f"steps: expected an integer, got {steps!r}")
+        try:
+            steps = operator.index(steps)
+        except TypeError:
+            raise TypeError(f"steps: expected an integer, got {steps!r}") from None
         if steps < 0:
             raise ValueError(f"steps: expected 0 or more, got {steps}")
         low, high = _check_bounds(bounds)
         return cls(
-            steps=int(steps),
+            steps=steps,
             step_size=_non_negative("step_size", step_size),
             optimizer=_word("optimizer", optimizer, Optimizer),
             low=low,
@@ -85,7 +88,7 @@ class RefineOptions:
         for name, bound in (("low", self.low), ("high", self.high)):
             if len(bound) not in (0, 1, action_dim):
                 raise ValueError(
-                    f"bounds: expected {name} to be one number or {action_dim}, one for each action "
+                    f"bounds: expected {name} to be one number or {action_dim}, one an action "
                     f"dimension, got {len(bound)}"
                 )
 

@@ -49,7 +49,7 @@ def refine(
     gradient: Gradient = "raw",
     return_info: bool = False,
 ) -> Any:
-    """`dtag_fast.refine` by autograd: the same arguments, without `backend`, and the same result."""
+    """`dtag_fast.refine` by autograd: the same arguments less `backend`, and the same result."""
     options = RefineOptions.check(
         steps=steps,
         step_size=step_size,
@@ -65,6 +65,16 @@ def refine(
     options.check_action_dim(inputs.actions.shape[-1])
     result, info = run(critic, inputs.observations, inputs.actions, options)
     return (inputs.restore(result), info) if return_info else inputs.restore(result)
+
+
+def unavailable_reason() -> str | None:
+    """It runs wherever PyTorch does."""
+    return None
+
+
+def unsupported_reason(critic: nn.Module, options: RefineOptions) -> str | None:
+    """It takes any module and every option."""
+    return None
 
 
 def run(
@@ -144,7 +154,7 @@ def _value(
     critic: nn.Module, observations: Tensor, actions: Tensor, options: RefineOptions
 ) -> Tensor:
     """The ensemble's Q [R] of actions [R, A]."""
-    q = critic(observations, actions)
+    q: Tensor = critic(observations, actions)
     if q.ndim == 1:
         q = q.unsqueeze(0)
     if q.ndim != 2 or q.shape[1] != len(actions):

@@ -1,0 +1,204 @@
+"""Action Gradient, the hot operation of the package: `refine` and `Refiner`.
+
+`reference.py` is the specification; each other backend is a file that equals it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any, Literal, overload
+
+from torch import Tensor, nn
+
+from dtag_fast.refinement.backends import BACKENDS, BackendName, PackingBackend, choose_backend
+from dtag_fast.refinement.inputs import Array, check_inputs
+from dtag_fast.refinement.options import (
+    Bounds,
+    Ensemble,
+    Gradient,
+    Optimizer,
+    RefineInfo,
+    RefineOptions,
+    Select,
+)
+
+__all__ = ["BACKENDS", "RefineInfo", "RefineOptions", "Refiner", "refine"]
+
+WeightsVersion = tuple[tuple[int, int], ...]
+
+
+class Refiner:
+    """Refinement with one critic and one set of options, to call again and again.
+
+    `Refiner(critic, steps=20)(observations, actions)` is `refine(critic, observations, actions,
+    steps=20)`; the arguments are explained there. Options and backend are settled here, once.
+    One Refiner may be called from several threads.
+
+    Attributes:
+        critic: the critic given.
+        options: the checked options.
+        backend: the name of the backend in use; never "auto".
+    """
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        *,
+        steps: int = 10,
+        step_size: float = 0.03,
+        optimizer: Optimizer = "sgd",
+        bounds: Bounds | None = (-1.0, 1.0),
+        ensemble: Ensemble = "min",
+        lcb_k: float = 1.0,
+        select: Select = "best",
+        max_distance: float | None = None,
+        gradient: Gradient = "raw",
+        backend: BackendName = "auto",
+        return_info: bool = False,
+    ) -> None:
+        if not isinstance(critic, nn.Module):
+            raise TypeError(f"critic: expected a torch.nn.Module, got {type(critic).__name__}")
+        self.critic = critic
+        self.options = RefineOptions.check(
+            steps=steps,
+            step_size=step_size,
+            optimizer=optimizer,
+            bounds=bounds,
+            ensemble=ensemble,
+            lcb_k=lcb_k,
+            select=select,
+            max_distance=max_distance,
+            gradient=gradient,
+        )
+        self.return_info = return_info
+        self.backend = choose_backend(backend, critic, self.options)
+        action_dim = getattr(critic, "action_dim", None)
+        if isinstance(action_dim, int):
+            self.options.check_action_dim(action_dim)
+        self._run = BACKENDS[self.backend].load().run
+
+    def __call__(self, observations: Array, actions: Array) -> Any:
+        """The refined actions, [B, A] or [A]; with `return_info` a pair (actions, RefineInfo)."""
+        inputs = check_inputs(self.critic, observations, actions)
+        self.options.check_action_dim(inputs.actions.shape[-1])
+        critic: Any = self.critic
+        if BACKENDS[self.backend].packs:
+            critic = _packed(self.backend, self.critic)
+        result, info = self._run(critic, inputs.observations, inputs.actions, self.options)
+        refined = inputs.restore(result)
+        return (refined, info) if self.return_info else refined
+
+    def refresh(self) -> None:
+        """Read the critic's weights again at the next call.
+
+        Needed only after a change that PyTorch does not count: writing through `.data` or through
+        a numpy array that shares the memory. Optimiser steps, `load_state_dict`, in-place
+        operations and replaced parameters are noticed without it.
+        """
+        with _lock:
+            _packings.pop(self.critic, None)
+
+
+@overload
+def refine(
+    critic: nn.Module,
+    observations: Array,
+    actions: Array,
+    *,
+    steps: int = ...,
+    step_size: float = ...,
+    optimizer: Optimizer = ...,
+    bounds: Bounds | None = ...,
+    ensemble: Ensemble = ...,
+    lcb_k: float = ...,
+    select: Select = ...,
+    max_distance: float | None = ...,
+    gradient: Gradient = ...,
+    backend: BackendName = ...,
+    return_info: Literal[False] = ...,
+) -> Array: ...
+@overload
+def refine(
+    critic: nn.Module,
+    observations: Array,
+    actions: Array,
+    *,
+    steps: int = ...,
+    step_size: float = ...,
+    optimizer: Optimizer = ...,
+    bounds: Bounds | None = ...,
+    ensemble: Ensemble = ...,
+    lcb_k: float = ...,
+    select: Select = ...,
+    max_distance: float | None = ...,
+    gradient: Gradient = ...,
+    backend: BackendName = ...,
+    return_info: Literal[True],
+) -> tuple[Array, RefineInfo]: ...
+def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -> Any:
+    """Improve actions by climbing a critic: a <- a + step_size * grad_a Q(s, a), `steps` times.
+
+    Action Gradient (arXiv 2510.05285). Each row is refined by itself; of its candidates a^0, the
+    action given, to a^n, the one with the highest Q is returned. Nothing is modified, and
+    arithmetic is float32.
+
+    Args:
+        critic: a `dtag_fast.Critic`, or any module that maps (observations [B, S], actions
+            [B, A]) to Q [E, B] or [B]. Weights may change between calls (see `Refiner.refresh`).
+        observations: [B, S] or [S], raw: the critic does its own normalising. Torch or numpy.
+        actions: [B, A] or [A] of the same kind; or [B, N, A], N starting points a row, all of
+            whose candidates compete.
+        steps: n, 0 or more. 0 returns the projected action; with [B, N, A] it is best-of-N.
+        step_size: eta, in action units per unit of gradient. A gradient scales with the critic's
+            rewards, so does the eta that suits it.
+        optimizer: "sgd", "momentum" (0.9), "rmsprop" or "adam", with torch.optim's formulas and
+            a state for each row.
+        bounds: (low, high), each a number or [A]: every candidate is clamped to this box, a^0
+            included. None for no box.
+        ensemble: how the heads make one Q: "min", "mean", or "lcb", mean - lcb_k * std.
+        lcb_k: of "lcb", 0 or more.
+        select: "best", the candidate with the highest Q, the earliest on a tie; or "last".
+        max_distance: if given, candidates stay within this L2 distance of a^0.
+        gradient: "raw", or "unit" to divide each row's gradient by its length; step_size is then
+            the length of a plain step, whatever the scale of the rewards.
+        backend: "auto", "cpu" or "reference"; see `dtag_fast.refinement.BACKENDS`.
+        return_info: also return a `RefineInfo`.
+
+    Returns:
+        The refined actions, [B, A] or [A], of the kind, dtype and device of `actions`. A row
+        whose gradient stops being finite stops there; a row that has no finite Q keeps a^0.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; the message names it, what came
+            and what was expected.
+        RuntimeError: the named backend cannot run here, and why.
+    """
+    return Refiner(critic, **options)(observations, actions)
+
+
+# The weights packed for a backend, with the version of the weights they were packed from.
+_packings: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[WeightsVersion, Any]]]
+_packings = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _packed(backend: str, critic: nn.Module) -> Any:
+    version = _weights_version(critic)
+    with _lock:
+        packings = _packings.setdefault(critic, {})
+        if backend not in packings or packings[backend][0] != version:
+            module: PackingBackend = BACKENDS[backend].load()  # type: ignore[assignment]
+            packings[backend] = (version, module.pack(critic))
+        return packings[backend][1]
+
+
+def _weights_version(critic: nn.Module) -> WeightsVersion:
+    """Changes whenever PyTorch sees a weight or buffer written in place, moved or replaced."""
+
+    def count(tensor: Tensor) -> int:
+        # Tensors made in inference mode carry no counter, and can't be written outside it.
+        return -1 if tensor.is_inference() else tensor._version
+
+    tensors = [*critic.parameters(), *critic.buffers()]
+    return tuple((tensor.data_ptr(), count(tensor)) for tensor in tensors)

@@ -1,0 +1,93 @@
+"""The table of backends, and the choice among them."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+from torch import Tensor, nn
+
+from dtag_fast.refinement.options import RefineInfo, RefineOptions
+
+BackendName = Literal["auto", "cpu", "reference"]
+
+
+class Backend(Protocol):
+    """What a backend's module offers."""
+
+    def unavailable_reason(self) -> str | None:
+        """Why it cannot run on this machine, or None."""
+
+    def unsupported_reason(self, critic: nn.Module, options: RefineOptions) -> str | None:
+        """Why it cannot refine with this critic and these options, or None."""
+
+    def run(
+        self, critic: Any, observations: Tensor, actions: Tensor, options: RefineOptions
+    ) -> tuple[Tensor, RefineInfo]:
+        """Refine observations [B, S] and actions [B, N, A] to actions [B, A].
+
+        `critic` is what `pack` made of the critic, for a backend that packs.
+        """
+
+
+class PackingBackend(Backend, Protocol):
+    """A backend that first brings the weights into a layout of its own."""
+
+    def pack(self, critic: nn.Module) -> Any:
+        """A copy of the weights; it must not keep the critic alive."""
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """A row of the table.
+
+    Attributes:
+        module: loaded when first needed.
+        packs: whether it is a `PackingBackend`.
+        limits: what it does not take, for readers.
+    """
+
+    module: str
+    packs: bool
+    limits: str
+
+    def load(self) -> Backend:
+        """The backend's module."""
+        return cast(Backend, importlib.import_module(self.module))
+
+
+# In the order in which "auto" prefers them.
+BACKENDS: dict[str, BackendEntry] = {
+    "cpu": BackendEntry(
+        "dtag_fast.refinement.cpu",
+        packs=True,
+        limits="a `dtag_fast.Critic` on the CPU; needs the compiled extension",
+    ),
+    "reference": BackendEntry(
+        "dtag_fast.refinement.reference", packs=False, limits="none: any module, any device"
+    ),
+}
+
+
+def reason_against(name: str, critic: nn.Module, options: RefineOptions) -> str | None:
+    """Why the backend cannot do this refinement here, or None if it can."""
+    backend = BACKENDS[name].load()
+    return backend.unavailable_reason() or backend.unsupported_reason(critic, options)
+
+
+def choose_backend(name: str, critic: nn.Module, options: RefineOptions) -> str:
+    """The backend to use: the named one, or the first that can where the name is "auto".
+
+    Raises:
+        ValueError: no backend of that name.
+        RuntimeError: the named one cannot run; the message says why. Only "auto" ever chooses.
+    """
+    if name == "auto":
+        return next(n for n in BACKENDS if reason_against(n, critic, options) is None)
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
+    reason = reason_against(name, critic, options)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} cannot be used here: {reason}")
+    return name

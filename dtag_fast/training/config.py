@@ -1,0 +1,476 @@
+"""Settings of the two training phases, with the papers' values as defaults.
+
+Frozen dataclasses of plain values: this module imports no torch, so that the command line can show
+every field's help at once. A field's text below it is what `--help` shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+ModelKind = Literal["dt", "reinformer"]
+BlockNorm = Literal["pre", "post"]
+SequenceActivation = Literal["relu", "gelu"]
+PolicyOptimizer = Literal["adamw", "lamb"]
+Sampling = Literal["trajectory", "length"]
+Padding = Literal["left", "right"]
+RewardScaling = Literal["none", "return_range", "minus_one"]
+CriticActivation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu", "mish", "elu"]
+Initialization = Literal["orthogonal", "default"]
+UpdateOrder = Literal["value_first", "joint"]
+QReduction = Literal["sum", "mean"]
+
+ConfigT = TypeVar("ConfigT", bound="TrainingConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture of the sequence model. The defaults are Reinformer's."""
+
+    kind: ModelKind = "reinformer"
+    """dt: tokens (R, s, a), predicts actions. reinformer: (s, R, a), predicts returns as well."""
+
+    context_length: int = 5
+    """K, the number of environment steps the model sees; each is three tokens."""
+
+    blocks: int = 4
+    """Number of transformer blocks."""
+
+    embedding_dim: int = 256
+    """Width of a token; a multiple of attention_heads."""
+
+    attention_heads: int = 8
+    """Attention heads of a block."""
+
+    dropout: float = 0.1
+    """Dropout probability, in [0, 1), at the places the paper's code has it."""
+
+    block_norm: BlockNorm = "post"
+    """LayerNorm before each half of a block (pre, as GPT-2) or after its residual sum (post)."""
+
+    activation: SequenceActivation = "gelu"
+    """Activation of a block's MLP."""
+
+    max_timestep: int = 4096
+    """Number of distinct timesteps the model embeds: 0 ... max_timestep - 1."""
+
+    rtg_scale: float = 1000.0
+    """Returns-to-go are divided by this inside the model."""
+
+    def __post_init__(self) -> None:
+        _check_words(self)
+        _check_at_least(
+            self,
+            1,
+            "context_length",
+            "blocks",
+            "embedding_dim",
+            "attention_heads",
+            "max_timestep",
+        )
+        if self.embedding_dim % self.attention_heads:
+            raise ValueError(
+                f"embedding_dim: expected a multiple of attention_heads={self.attention_heads}, "
+                f"got {self.embedding_dim}"
+            )
+        _check_interval(self, "dropout", 0.0, 1.0, right_open=True)
+        _check_positive(self, "rtg_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What both training phases share."""
+
+    steps: int = 50_000
+    """Gradient updates in total."""
+
+    batch_size: int = 128
+    """Rows of a batch: windows of the policy, transitions of the critic."""
+
+    learning_rate: float = 1e-4
+    """Learning rate, after the warm-up if there is one."""
+
+    seed: int = 0
+    """Of the initial weights, the batches and dropout."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes the GPU where torch sees one."""
+
+    threads: int | None = None
+    """CPU threads torch may use; None leaves torch's own choice."""
+
+    compile: bool = False
+    """torch.compile the update: a minute of compilation, then faster steps."""
+
+    autocast: bool = False
+    """Forward passes in bfloat16; weights and optimiser stay in float32."""
+
+    normalize_observations: bool = True
+    """Standardise observations by the dataset's mean and standard deviation."""
+
+    observation_epsilon: float = 1e-6
+    """Added to the standard deviation."""
+
+    log_every: int = 100
+    """Steps between rows of log.jsonl; a non-finite loss is noticed here too."""
+
+    checkpoint_every: int = 5_000
+    """Steps between checkpoints; the last step always gets one."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the best one is kept besides."""
+
+    evaluation_every: int = 5_000
+    """Steps between evaluations, where there is something to evaluate with; 0 for none."""
+
+    evaluation_episodes: int = 10
+    """Episodes of one evaluation."""
+
+    evaluation_envs: int = 10
+    """Environments stepped together in an evaluation."""
+
+    evaluation_seed: int = 0
+    """Episode j of every evaluation starts from seed evaluation_seed + j."""
+
+    tensorboard: bool = False
+    """Write TensorBoard files besides log.jsonl."""
+
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        _check_words(self)
+        _check_at_least(
+            self,
+            1,
+            "steps",
+            "batch_size",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "evaluation_episodes",
+            "evaluation_envs",
+        )
+        _check_at_least(self, 0, "seed", "evaluation_every", "evaluation_seed")
+        if self.threads is not None:
+            _check_at_least(self, 1, "threads")
+        _check_positive(self, "learning_rate")
+        _check_interval(self, "observation_epsilon", 0.0, math.inf)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; `from_dict` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+        """The config with these fields; a field left out keeps its default.
+
+        Raises:
+            ValueError: a field that does not exist, or a value out of range; the message names it.
+        """
+        return _from_dict(cls, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(TrainingConfig):
+    """Training of the sequence model. The defaults are Reinformer's."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The architecture."""
+
+    optimizer: PolicyOptimizer = "lamb"
+    """lamb as in Reinformer, or adamw as in Decision Transformer."""
+
+    weight_decay: float = 1e-4
+    """Of the optimiser, on every parameter."""
+
+    warmup_steps: int = 5_000
+    """The learning rate rises linearly over this many steps, then stays; 0 for no warm-up."""
+
+    gradient_clip: float = 0.25
+    """Largest norm of the whole gradient. LAMB clips once more, at 1."""
+
+    sampling: Sampling = "trajectory"
+    """Windows uniform over trajectories, or over their steps (length)."""
+
+    padding: Padding = "right"
+    """Side on which windows shorter than the context are filled up."""
+
+    expectile: float = 0.99
+    """Of the return head's loss (reinformer); near 1 it learns the best return in reach."""
+
+    temperature: float = 0.1
+    """Initial weight of the action distribution's entropy (reinformer)."""
+
+    temperature_learning_rate: float = 1e-4
+    """Of the Adam that tunes the temperature (reinformer)."""
+
+    target_entropy: float | None = None
+    """Entropy the temperature is tuned for; None is minus the number of action dimensions."""
+
+    target_return: float | None = None
+    """Return asked for when acting, raw units (dt); reinformer predicts its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_at_least(self, 0, "warmup_steps")
+        _check_interval(self, "weight_decay", 0.0, math.inf)
+        _check_positive(self, "gradient_clip", "temperature", "temperature_learning_rate")
+        _check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)
+        _check_finite_or_none(self, "target_entropy", "target_return")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig(TrainingConfig):
+    """Training of the IQL critic. The defaults are those of the IQL authors' code for MuJoCo."""
+
+    steps: int = 1_000_000
+    """Gradient updates in total."""
+
+    batch_size: int = 256
+    """Transitions of a batch."""
+
+    learning_rate: float = 3e-4
+    """Of Adam, for the Q-heads and for V."""
+
+    normalize_observations: bool = False
+    """Standardise observations by the dataset's mean and standard deviation."""
+
+    observation_epsilon: float = 1e-3
+    """Added to the standard deviation."""
+
+    log_every: int = 500
+    """Steps between rows of log.jsonl; a non-finite loss is noticed here too."""
+
+    checkpoint_every: int = 20_000
+    """Steps between checkpoints; the last step always gets one."""
+
+    evaluation_every: int = 0
+    """Steps between evaluations, where there is something to evaluate with; 0 for none."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers, of the Q-heads and of V."""
+
+    heads: int = 2
+    """E, the number of Q-heads."""
+
+    activation: CriticActivation = "relu"
+    """Activation of the hidden layers."""
+
+    layer_norm: bool = False
+    """LayerNorm before each activation of the Q-heads and of V."""
+
+    initialization: Initialization = "orthogonal"
+    """orthogonal (gain sqrt 2, zero biases) as the IQL authors, or torch's default as CORL."""
+
+    discount: float = 0.99
+    """Gamma."""
+
+    expectile: float = 0.7
+    """Tau of the value loss; 0.5 is the mean, near 1 the best action in the data."""
+
+    polyak: float = 0.005
+    """Step of the target Q-heads towards the trained ones, after each update."""
+
+    update_order: UpdateOrder = "value_first"
+    """Q's target from V just updated (value_first, IQL authors) or from the old V (joint, CORL)."""
+
+    q_reduction: QReduction = "sum"
+    """Q loss: sum over the heads (IQL authors) or their mean (CORL)."""
+
+    reward_scaling: RewardScaling = "return_range"
+    """return_range: r * 1000 / (best - worst episode return); minus_one: r - 1; none: r."""
+
+    action_margin: float = 1e-5
+    """Dataset actions are clipped to the box shrunk by this share of its half-width."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if any(not isinstance(width, int) or width < 1 for width in self.hidden):
+            raise ValueError(f"hidden: expected integers of at least 1, got {self.hidden}")
+        _check_at_least(self, 1, "heads")
+        _check_interval(self, "discount", 0.0, 1.0)
+        _check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)
+        _check_interval(self, "polyak", 0.0, 1.0, left_open=True)
+        _check_interval(self, "action_margin", 0.0, 1.0, right_open=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"hidden": list(self.hidden)}
+
+
+# --- presets --------------------------------------------------------------------------------------
+
+MAZES = ("maze2d", "maze2d-umaze", "maze2d-medium", "maze2d-large")
+LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
+TIERS = ("medium", "medium-replay", "medium-expert")
+PRESET_ENVS = (*LOCOMOTION, *(f"{env}-{tier}" for env in LOCOMOTION for tier in TIERS), *MAZES)
+CRITIC_PAPERS = ("iql", "corl")
+
+# Return to ask for, raw: the larger one of each pair that kzl/decision-transformer evaluates
+# (gym/experiment.py); mazes from corl-team/CORL (configs/offline/dt/maze2d).
+DT_TARGET_RETURNS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0, "maze2d": 280.0}
+DT_RTG_SCALES = {"hopper": 1000.0, "halfcheetah": 1000.0, "walker2d": 1000.0, "maze2d": 1.0}
+# Dragon-Zhuang/Reinformer, main.py and data/d4rl_trajectory_dataset.py
+REINFORMER_RTG_SCALES = {
+    "hopper": 1000.0,
+    "halfcheetah": 5000.0,
+    "walker2d": 1000.0,
+    "maze2d": 100.0,
+}
+
+
+def policy_preset(kind: ModelKind, env: str) -> PolicyConfig:
+    """The published setting of a sequence model for an environment.
+
+    dt: kzl/decision-transformer (gym/experiment.py). That paper has no maze: return scale and
+    target are CORL's there, the rest is as for locomotion.
+    reinformer: Dragon-Zhuang/Reinformer (main.py), with batch 256 on hopper-medium and, as its
+    code means but misspells, on hopper-medium-replay.
+
+    Args:
+        kind: "dt" or "reinformer".
+        env: one of `PRESET_ENVS`: an environment, or an environment and a dataset tier.
+    """
+    family, tier = _family(env)
+    if kind == "dt":
+        return PolicyConfig(
+            model=ModelConfig(
+                kind="dt",
+                context_length=20,
+                blocks=3,
+                embedding_dim=128,
+                attention_heads=1,
+                dropout=0.1,
+                block_norm="pre",
+                activation="relu",
+                max_timestep=1000,
+                rtg_scale=DT_RTG_SCALES[family],
+            ),
+            steps=100_000,
+            batch_size=64,
+            optimizer="adamw",
+            warmup_steps=10_000,
+            sampling="length",
+            padding="left",
+            target_return=DT_TARGET_RETURNS[family],
+            checkpoint_every=10_000,
+            evaluation_every=10_000,
+        )
+    if kind == "reinformer":
+        larger_batch = family == "hopper" and tier in ("medium", "medium-replay")
+        return PolicyConfig(
+            model=ModelConfig(rtg_scale=REINFORMER_RTG_SCALES[family]),
+            batch_size=256 if larger_batch else 128,
+            evaluation_episodes=100 if family == "maze2d" else 10,
+        )
+    raise ValueError(f"kind: expected one of {', '.join(get_args(ModelKind))}, got {kind!r}")
+
+
+def critic_preset(paper: Literal["iql", "corl"], env: str) -> CriticConfig:
+    """The published setting of the IQL critic for an environment.
+
+    iql: ikostrikov/implicit_q_learning, MuJoCo setting. It has no maze; there, rewards are left as
+    they are, as in every environment of that code without a rule of its own.
+    corl: corl-team/CORL (configs/offline/iql), whose hopper settings differ by dataset tier.
+
+    Args:
+        paper: "iql" or "corl".
+        env: one of `PRESET_ENVS`: an environment, or an environment and a dataset tier.
+    """
+    family, tier = _family(env)
+    if paper == "iql":
+        return CriticConfig(reward_scaling="none" if family == "maze2d" else "return_range")
+    if paper == "corl":
+        config = CriticConfig(
+            normalize_observations=True,
+            initialization="default",
+            update_order="joint",
+            q_reduction="mean",
+            reward_scaling="none",
+            action_margin=0.0,
+        )
+        if family == "hopper" and tier in ("medium", "medium-replay"):
+            return dataclasses.replace(config, polyak=0.001, reward_scaling="return_range")
+        if family == "hopper" and tier == "medium-expert":
+            return dataclasses.replace(config, expectile=0.5)
+        return config
+    raise ValueError(f"paper: expected one of {', '.join(CRITIC_PAPERS)}, got {paper!r}")
+
+
+def _family(env: str) -> tuple[str, str]:
+    if env not in PRESET_ENVS:
+        raise ValueError(f"env: expected one of {', '.join(PRESET_ENVS)}, got {env!r}")
+    family, _, tier = env.partition("-")
+    return family, tier
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def _check_words(config: Any) -> None:
+    """Every field annotated with a Literal holds one of its words."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            words = ", ".join(map(str, get_args(hint)))
+            raise ValueError(f"{name}: expected one of {words}, got {getattr(config, name)!r}")
+
+
+def _check_at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        _check_interval(config, name, 0.0, math.inf, left_open=True, right_open=True)
+
+
+def _check_interval(
+    config: Any,
+    name: str,
+    low: float,
+    high: float,
+    *,
+    left_open: bool = False,
+    right_open: bool = False,
+) -> None:
+    value = getattr(config, name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    right_open = right_open or math.isinf(high)
+    if (
+        not number
+        or not low <= value <= high
+        or (left_open and value == low)
+        or (right_open and value == high)
+    ):
+        interval = f"{'(' if left_open else '['}{low:g}, {high:g}{')' if right_open else ']'}"
+        raise ValueError(f"{name}: expected a number in {interval}, got {value!r}")
+
+
+def _check_finite_or_none(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) is not None:
+            _check_interval(config, name, -math.inf, math.inf, left_open=True)
+
+
+def _from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    arguments = dict(values)
+    _check_names(cls, arguments, "")
+    if isinstance(arguments.get("model"), Mapping):
+        _check_names(ModelConfig, arguments["model"], "model.")
+        arguments["model"] = ModelConfig(**arguments["model"])
+    return cls(**arguments)
+
+
+def _check_names(cls: type[Any], values: Mapping[str, Any], prefix: str) -> None:
+    names = {f.name for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{prefix}{name}: {cls.__name__} has no such field")

@@ -7,7 +7,7 @@ A run's folder:
     last.json, best.json            {"checkpoint": "step-00005000"}
     checkpoints/step-00005000/
         model.safetensors           the model's weights and buffers
-        training.safetensors        optimiser, target networks, random generators: what resuming needs
+        training.safetensors        what resuming needs: optimiser, target networks, generators
         state.json                  everything else, see `save`
 
 A checkpoint is written under another name, flushed to disk and renamed; the pointer files are

@@ -10,11 +10,18 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args
 
-ModelKind = Literal["dt", "reinformer"]
-BlockNorm = Literal["pre", "post"]
-SequenceActivation = Literal["relu", "gelu"]
+from dtag_fast.models.config import (
+    ModelConfig as ModelConfig,  # part of this module too: the settings in one place
+    ModelKind,
+    check_at_least,
+    check_finite_or_none,
+    check_interval,
+    check_positive,
+    check_words,
+)
+
 PolicyOptimizer = Literal["adamw", "lamb"]
 Sampling = Literal["trajectory", "length"]
 Padding = Literal["left", "right"]
@@ -25,60 +32,6 @@ UpdateOrder = Literal["value_first", "joint"]
 QReduction = Literal["sum", "mean"]
 
 ConfigT = TypeVar("ConfigT", bound="TrainingConfig")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Architecture of the sequence model. The defaults are Reinformer's."""
-
-    kind: ModelKind = "reinformer"
-    """dt: tokens (R, s, a), predicts actions. reinformer: (s, R, a), predicts returns as well."""
-
-    context_length: int = 5
-    """K, the number of environment steps the model sees; each is three tokens."""
-
-    blocks: int = 4
-    """Number of transformer blocks."""
-
-    embedding_dim: int = 256
-    """Width of a token; a multiple of attention_heads."""
-
-    attention_heads: int = 8
-    """Attention heads of a block."""
-
-    dropout: float = 0.1
-    """Dropout probability, in [0, 1), at the places the paper's code has it."""
-
-    block_norm: BlockNorm = "post"
-    """LayerNorm before each half of a block (pre, as GPT-2) or after its residual sum (post)."""
-
-    activation: SequenceActivation = "gelu"
-    """Activation of a block's MLP."""
-
-    max_timestep: int = 4096
-    """Number of distinct timesteps the model embeds: 0 ... max_timestep - 1."""
-
-    rtg_scale: float = 1000.0
-    """Returns-to-go are divided by this inside the model."""
-
-    def __post_init__(self) -> None:
-        _check_words(self)
-        _check_at_least(
-            self,
-            1,
-            "context_length",
-            "blocks",
-            "embedding_dim",
-            "attention_heads",
-            "max_timestep",
-        )
-        if self.embedding_dim % self.attention_heads:
-            raise ValueError(
-                f"embedding_dim: expected a multiple of attention_heads={self.attention_heads}, "
-                f"got {self.embedding_dim}"
-            )
-        _check_interval(self, "dropout", 0.0, 1.0, right_open=True)
-        _check_positive(self, "rtg_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +96,8 @@ class TrainingConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        _check_words(self)
-        _check_at_least(
+        check_words(self)
+        check_at_least(
             self,
             1,
             "steps",
@@ -155,11 +108,11 @@ class TrainingConfig:
             "evaluation_episodes",
             "evaluation_envs",
         )
-        _check_at_least(self, 0, "seed", "evaluation_every", "evaluation_seed")
+        check_at_least(self, 0, "seed", "evaluation_every", "evaluation_seed")
         if self.threads is not None:
-            _check_at_least(self, 1, "threads")
-        _check_positive(self, "learning_rate")
-        _check_interval(self, "observation_epsilon", 0.0, math.inf)
+            check_at_least(self, 1, "threads")
+        check_positive(self, "learning_rate")
+        check_interval(self, "observation_epsilon", 0.0, math.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; `from_dict` is the inverse."""
@@ -217,11 +170,11 @@ class PolicyConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_at_least(self, 0, "warmup_steps")
-        _check_interval(self, "weight_decay", 0.0, math.inf)
-        _check_positive(self, "gradient_clip", "temperature", "temperature_learning_rate")
-        _check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)
-        _check_finite_or_none(self, "target_entropy", "target_return")
+        check_at_least(self, 0, "warmup_steps")
+        check_interval(self, "weight_decay", 0.0, math.inf)
+        check_positive(self, "gradient_clip", "temperature", "temperature_learning_rate")
+        check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)
+        check_finite_or_none(self, "target_entropy", "target_return")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,14 +246,30 @@ class CriticConfig(TrainingConfig):
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if any(not isinstance(width, int) or width < 1 for width in self.hidden):
             raise ValueError(f"hidden: expected integers of at least 1, got {self.hidden}")
-        _check_at_least(self, 1, "heads")
-        _check_interval(self, "discount", 0.0, 1.0)
-        _check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)
-        _check_interval(self, "polyak", 0.0, 1.0, left_open=True)
-        _check_interval(self, "action_margin", 0.0, 1.0, right_open=True)
+        check_at_least(self, 1, "heads")
+        check_interval(self, "discount", 0.0, 1.0)
+        check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)
+        check_interval(self, "polyak", 0.0, 1.0, left_open=True)
+        check_interval(self, "action_margin", 0.0, 1.0, right_open=True)
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"hidden": list(self.hidden)}
+
+
+def _from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    arguments = dict(values)
+    _check_names(cls, arguments, "")
+    if isinstance(arguments.get("model"), Mapping):
+        _check_names(ModelConfig, arguments["model"], "model.")
+        arguments["model"] = ModelConfig(**arguments["model"])
+    return cls(**arguments)
+
+
+def _check_names(cls: type[Any], values: Mapping[str, Any], prefix: str) -> None:
+    names = {f.name for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{prefix}{name}: {cls.__name__} has no such field")
 
 
 # --- presets --------------------------------------------------------------------------------------
@@ -407,70 +376,3 @@ def _family(env: str) -> tuple[str, str]:
         raise ValueError(f"env: expected one of {', '.join(PRESET_ENVS)}, got {env!r}")
     family, _, tier = env.partition("-")
     return family, tier
-
-
-# --- checks ---------------------------------------------------------------------------------------
-
-
-def _check_words(config: Any) -> None:
-    """Every field annotated with a Literal holds one of its words."""
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            words = ", ".join(map(str, get_args(hint)))
-            raise ValueError(f"{name}: expected one of {words}, got {getattr(config, name)!r}")
-
-
-def _check_at_least(config: Any, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        _check_interval(config, name, 0.0, math.inf, left_open=True, right_open=True)
-
-
-def _check_interval(
-    config: Any,
-    name: str,
-    low: float,
-    high: float,
-    *,
-    left_open: bool = False,
-    right_open: bool = False,
-) -> None:
-    value = getattr(config, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    right_open = right_open or math.isinf(high)
-    if (
-        not number
-        or not low <= value <= high
-        or (left_open and value == low)
-        or (right_open and value == high)
-    ):
-        interval = f"{'(' if left_open else '['}{low:g}, {high:g}{')' if right_open else ']'}"
-        raise ValueError(f"{name}: expected a number in {interval}, got {value!r}")
-
-
-def _check_finite_or_none(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) is not None:
-            _check_interval(config, name, -math.inf, math.inf, left_open=True)
-
-
-def _from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    arguments = dict(values)
-    _check_names(cls, arguments, "")
-    if isinstance(arguments.get("model"), Mapping):
-        _check_names(ModelConfig, arguments["model"], "model.")
-        arguments["model"] = ModelConfig(**arguments["model"])
-    return cls(**arguments)
-
-
-def _check_names(cls: type[Any], values: Mapping[str, Any], prefix: str) -> None:
-    names = {f.name for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in names:
-            raise ValueError(f"{prefix}{name}: {cls.__name__} has no such field")

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 from dtag_fast.models.config import (
-    ModelConfig as ModelConfig,  # part of this module too: the settings in one place
+    ModelConfig as ModelConfig,
+)
+from dtag_fast.models.config import (
     ModelKind,
     check_at_least,
     check_finite_or_none,

@@ -1,0 +1,45 @@
+"""Every test that takes `backend` runs on each row of the backend table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dtag_fast.refinement import BACKENDS
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> str:
+    """A backend of the table; skipped, with the reason, where this machine cannot run it."""
+    reason = BACKENDS[request.param].load().unavailable_reason()
+    if reason is not None:
+        if request.param == "cpu" and os.environ.get("DTAG_REQUIRE_NATIVE") == "1":
+            pytest.fail(f"DTAG_REQUIRE_NATIVE is set, but the cpu backend cannot run: {reason}")
+        pytest.skip(f"backend {request.param} cannot run here: {reason}")
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill fresh memory with NaN, so that an output element left unwritten is seen."""
+
+    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def fill(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            if tensor.is_floating_point():
+                return tensor.fill_(float("nan"))
+            return (
+                tensor.fill_(torch.iinfo(tensor.dtype).max)
+                if tensor.dtype != torch.bool
+                else tensor
+            )
+
+        return fill
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))

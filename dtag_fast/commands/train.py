@@ -1,0 +1,109 @@
+"""`dtag train policy` and `dtag train critic`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dtag_fast.training.config import (
+    PRESET_ENVS,
+    CriticConfig,
+    PolicyConfig,
+    critic_preset,
+    policy_preset,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPolicy:
+    """Train a Decision Transformer or a Reinformer on a dataset.
+
+    --preset KIND-ENV sets the published values, e.g. reinformer-hopper, dt-halfcheetah-medium or
+    reinformer-maze2d-umaze; every option below overrides one of them.
+    """
+
+    data: str
+    """Minari dataset: an id such as dtag/hopper/medium-v0, or a folder."""
+
+    out: Path
+    """Folder of the run: checkpoints, config.json, log.jsonl."""
+
+    preset: str = "reinformer"
+    """dt, reinformer, or one of them with an environment: dt-hopper. Without an environment the
+    return scale is that of hopper, and dt has no target return."""
+
+    resume: bool = False
+    """Go on from the last checkpoint in --out, bit for bit as if never stopped."""
+
+    config: Annotated[PolicyConfig, tyro.conf.arg(name="")] = field(default_factory=PolicyConfig)
+    """Training."""
+
+    @classmethod
+    def with_preset(cls, name: str | None) -> TrainPolicy:
+        """The command with the defaults of a preset; `data` and `out` remain to be given."""
+        kind, _, env = (name or "reinformer").partition("-")
+        if kind not in ("dt", "reinformer") or (env and env not in PRESET_ENVS):
+            raise ValueError(
+                f"expected dt or reinformer, alone or followed by -ENV with ENV one of "
+                f"{', '.join(PRESET_ENVS)}; got {name!r}"
+            )
+        config = policy_preset(kind, env or "hopper")  # type: ignore[arg-type]
+        if not env:
+            config = replace(config, target_return=None)  # there is none to ask for in general
+        return cls(data=tyro.MISSING, out=tyro.MISSING, preset=name or "reinformer", config=config)
+
+    def run(self) -> None:
+        """Train, with periodic evaluation where the dataset names its environment."""
+        from dtag_fast.data.trajectories import Trajectories
+        from dtag_fast.evaluation.periodic import policy_evaluation
+        from dtag_fast.training.sequence import train_policy
+
+        data = Trajectories.from_minari(self.data)
+        evaluate = policy_evaluation(data, self.config) if self.config.evaluation_every else None
+        train_policy(data, self.config, self.out, resume=self.resume, evaluate=evaluate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCritic:
+    """Train an IQL critic on a dataset.
+
+    --preset PAPER-ENV sets the published values, with PAPER iql or corl: iql-hopper,
+    corl-hopper-medium, iql-maze2d-umaze; every option below overrides one of them.
+    """
+
+    data: str
+    """Minari dataset: an id such as dtag/hopper/medium-v0, or a folder."""
+
+    out: Path
+    """Folder of the run: checkpoints, config.json, log.jsonl."""
+
+    preset: str = "iql"
+    """iql or corl, alone or with an environment: corl-hopper-medium."""
+
+    resume: bool = False
+    """Go on from the last checkpoint in --out, bit for bit as if never stopped."""
+
+    config: Annotated[CriticConfig, tyro.conf.arg(name="")] = field(default_factory=CriticConfig)
+    """Training."""
+
+    @classmethod
+    def with_preset(cls, name: str | None) -> TrainCritic:
+        """The command with the defaults of a preset; `data` and `out` remain to be given."""
+        paper, _, env = (name or "iql").partition("-")
+        if paper not in ("iql", "corl") or (env and env not in PRESET_ENVS):
+            raise ValueError(
+                f"expected iql or corl, alone or followed by -ENV with ENV one of "
+                f"{', '.join(PRESET_ENVS)}; got {name!r}"
+            )
+        config = critic_preset(paper, env or "halfcheetah")  # type: ignore[arg-type]
+        return cls(data=tyro.MISSING, out=tyro.MISSING, preset=name or "iql", config=config)
+
+    def run(self) -> None:
+        """Train."""
+        from dtag_fast.data.trajectories import Trajectories
+        from dtag_fast.training.iql import train_critic
+
+        train_critic(Trajectories.from_minari(self.data), self.config, self.out, resume=self.resume)

@@ -1,0 +1,193 @@
+// The module dtag_fast._native: names, sizes and pointers from Python to the kernels. No
+// mathematics. Sizes and dtypes of what comes as a pointer are checked in refinement/cpu.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "packed_critic.h"
+#include "refine.h"
+
+namespace py = pybind11;
+
+namespace dtag {
+namespace {
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+
+template <typename Value>
+Value word(const char* argument, const std::string& name, const std::map<std::string, Value>& of) {
+  const auto found = of.find(name);
+  if (found == of.end())
+    throw py::value_error(std::string(argument) + ": unknown word '" + name + "'");
+  return found->second;
+}
+
+const float* checked(const char* name, const FloatArray& array, std::vector<py::ssize_t> shape) {
+  if (std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()) != shape)
+    throw py::value_error(std::string(name) + ": not of the expected shape");
+  return array.data();
+}
+
+// layers: (weight [E, out, in], bias [E, out]) or (..., norm_weight [E, out], norm_bias [E, out])
+std::unique_ptr<PackedCritic> pack(int observation_dim, int action_dim, int heads,
+                                   const std::string& activation, float negative_slope,
+                                   const FloatArray& mean, const FloatArray& std,
+                                   const std::vector<std::vector<FloatArray>>& layers) {
+  static const std::map<std::string, Activation> activations = {
+      {"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu},
+      {"tanh", Activation::tanh}, {"gelu", Activation::gelu},
+      {"silu", Activation::silu}, {"mish", Activation::mish},
+      {"elu", Activation::elu}};
+  if (observation_dim < 1 || action_dim < 1 || heads < 1 || layers.empty())
+    throw py::value_error("observation_dim, action_dim, heads, layers: expected at least 1 of each");
+  std::vector<LayerSource> sources;
+  py::ssize_t inputs = static_cast<py::ssize_t>(observation_dim) + action_dim;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const std::vector<FloatArray>& arrays = layers[l];
+    const bool last = l + 1 == layers.size();
+    if (arrays.size() != 2 && (last || arrays.size() != 4))
+      throw py::value_error("layers: expected 2 arrays a layer, or 4 in a hidden one");
+    if (arrays[0].ndim() != 3) throw py::value_error("weight: not of the expected shape");
+    const py::ssize_t outputs = arrays[0].shape(1);
+    if (outputs < 1 || outputs > std::numeric_limits<int>::max() || (last && outputs != 1))
+      throw py::value_error("weight: not of the expected shape");
+    LayerSource source{};
+    source.inputs = static_cast<int>(inputs);
+    source.outputs = static_cast<int>(outputs);
+    source.weight = checked("weight", arrays[0], {heads, outputs, inputs});
+    source.bias = checked("bias", arrays[1], {heads, outputs});
+    if (arrays.size() == 4) {
+      source.norm_weight = checked("norm_weight", arrays[2], {heads, outputs});
+      source.norm_bias = checked("norm_bias", arrays[3], {heads, outputs});
+    }
+    sources.push_back(source);
+    inputs = outputs;
+  }
+  return std::make_unique<PackedCritic>(
+      observation_dim, action_dim, heads, word("activation", activation, activations),
+      negative_slope, checked("mean", mean, {observation_dim}),
+      checked("std", std, {observation_dim}), sources);
+}
+
+// Options with the memory of their box.
+class OwnedOptions {
+ public:
+  OwnedOptions(int steps, double step_size, const std::string& optimizer, std::vector<float> low,
+               std::vector<float> high, const std::string& ensemble, float lcb_k,
+               const std::string& select, std::optional<float> max_distance,
+               const std::string& gradient)
+      : low_(std::move(low)), high_(std::move(high)) {
+    static const std::map<std::string, Optimizer> optimizers = {
+        {"sgd", Optimizer::sgd},
+        {"momentum", Optimizer::momentum},
+        {"rmsprop", Optimizer::rmsprop},
+        {"adam", Optimizer::adam}};
+    static const std::map<std::string, Ensemble> ensembles = {
+        {"min", Ensemble::min}, {"mean", Ensemble::mean}, {"lcb", Ensemble::lcb}};
+    static const std::map<std::string, Select> selects = {{"best", Select::best},
+                                                          {"last", Select::last}};
+    static const std::map<std::string, Gradient> gradients = {{"raw", Gradient::raw},
+                                                              {"unit", Gradient::unit}};
+    if (low_.size() != high_.size())
+      throw py::value_error("low, high: expected as many numbers in one as in the other");
+    view_.steps = steps;
+    view_.step_size = step_size;
+    view_.optimizer = word("optimizer", optimizer, optimizers);
+    view_.low = low_.empty() ? nullptr : low_.data();
+    view_.high = high_.empty() ? nullptr : high_.data();
+    view_.ensemble = word("ensemble", ensemble, ensembles);
+    view_.lcb_k = lcb_k;
+    view_.select = word("select", select, selects);
+    view_.max_distance = max_distance.value_or(-1.0f);
+    view_.gradient = word("gradient", gradient, gradients);
+  }
+  OwnedOptions(const OwnedOptions&) = delete;
+  OwnedOptions& operator=(const OwnedOptions&) = delete;
+
+  const Options& view() const { return view_; }
+  size_t box_size() const { return low_.size(); }
+
+ private:
+  std::vector<float> low_, high_;
+  Options view_;
+};
+
+// Memory that a thread keeps between its calls.
+Workspace thread_workspace(const Critic& critic) {
+  thread_local size_t capacity = 0;
+  thread_local std::unique_ptr<AlignedFloats> floats;
+  thread_local std::vector<int32_t> indices;
+  const WorkspaceSize size = workspace_size_scalar(critic);
+  if (size.floats > capacity) {
+    floats = std::make_unique<AlignedFloats>(size.floats);
+    capacity = size.floats;
+  }
+  if (size.indices > indices.size()) indices.resize(size.indices);
+  return {floats->data(), indices.data()};
+}
+
+void refine(const PackedCritic& critic, const OwnedOptions& options, int64_t rows, int64_t starts,
+            uintptr_t observations, uintptr_t actions, uintptr_t result, uintptr_t q,
+            uintptr_t q_initial, uintptr_t best_step, uintptr_t start, uintptr_t distance) {
+  const size_t box = options.box_size();
+  if (box != 0 && box != static_cast<size_t>(critic.view().action_dim))
+    throw py::value_error("options: their box has another size than the critic's actions");
+  const Batch batch{rows, starts, reinterpret_cast<const float*>(observations),
+                    reinterpret_cast<const float*>(actions)};
+  const Result into{reinterpret_cast<float*>(result),      reinterpret_cast<float*>(q),
+                    reinterpret_cast<float*>(q_initial),   reinterpret_cast<int64_t*>(best_step),
+                    reinterpret_cast<int64_t*>(start),     reinterpret_cast<float*>(distance)};
+  const py::gil_scoped_release release;
+  refine_scalar(critic.view(), options.view(), batch, into, thread_workspace(critic.view()));
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = DTAG_COMPILER;
+  info["flags"] = DTAG_FLAGS;
+  info["build_type"] = DTAG_BUILD_TYPE;
+  info["processor"] = DTAG_PROCESSOR;
+  info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
+      PYBIND11_VERSION_MINOR);
+  info["version"] = DTAG_VERSION;
+  return info;
+}
+
+}  // namespace
+}  // namespace dtag
+
+PYBIND11_MODULE(_native, module) {
+  using namespace dtag;
+  module.doc() = "Native kernels of dtag_fast; called by dtag_fast.refinement.cpu.";
+
+  py::class_<PackedCritic>(module, "PackedCritic")
+      .def(py::init(&pack), py::arg("observation_dim"), py::arg("action_dim"), py::arg("heads"),
+           py::arg("activation"), py::arg("negative_slope"), py::arg("mean").noconvert(),
+           py::arg("std").noconvert(), py::arg("layers").noconvert())
+      .def_property_readonly("observation_dim",
+                             [](const PackedCritic& self) { return self.view().observation_dim; })
+      .def_property_readonly("action_dim",
+                             [](const PackedCritic& self) { return self.view().action_dim; });
+
+  py::class_<OwnedOptions>(module, "Options")
+      .def(py::init<int, double, const std::string&, std::vector<float>, std::vector<float>,
+                    const std::string&, float, const std::string&, std::optional<float>,
+                    const std::string&>(),
+           py::kw_only(), py::arg("steps"), py::arg("step_size"), py::arg("optimizer"),
+           py::arg("low"), py::arg("high"), py::arg("ensemble"), py::arg("lcb_k"),
+           py::arg("select"), py::arg("max_distance"), py::arg("gradient"));
+
+  module.def("refine", &refine, py::arg("critic"), py::arg("options"), py::arg("rows"),
+             py::arg("starts"), py::arg("observations"), py::arg("actions"), py::arg("result"),
+             py::arg("q"), py::arg("q_initial"), py::arg("best_step"), py::arg("start"),
+             py::arg("distance"));
+  module.def("build_info", &build_info);
+}

@@ -1,0 +1,97 @@
+// The native contract of refinement: what every kernel takes and gives back.
+//
+//   a^{i+1} = project(a^i + update(grad_a Q(s, a^i))),  i = 0 ... steps - 1;
+//   the result is the candidate of the highest Q, or the last one.
+//
+// Pointers and sizes only: nothing here knows Python or torch. The caller checks shapes; a kernel
+// assumes them. All floating point is float32, all arrays are dense and row-major; the critic's
+// arrays and the floats of a workspace start on 64-byte boundaries.
+//
+// Sizes: B rows, N starting points a row, S observation numbers, A action numbers, E heads.
+// The meaning, NaN rules included, is that of dtag_fast/refinement/reference.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dtag {
+
+enum class Activation { relu, leaky_relu, tanh, gelu, silu, mish, elu };
+enum class Optimizer { sgd, momentum, rmsprop, adam };
+enum class Ensemble { min, mean, lcb };
+enum class Select { best, last };
+enum class Gradient { raw, unit };
+
+// One layer of all heads. A hidden layer is Linear -> (LayerNorm ->) activation.
+struct Layer {
+  int inputs = 0;
+  int outputs = 0;
+  const float* weight = nullptr;       // [E, outputs, inputs]
+  const float* transposed = nullptr;   // [E, inputs, outputs], the same numbers
+  const float* bias = nullptr;         // [E, outputs]
+  const float* norm_weight = nullptr;  // [E, outputs]; null without LayerNorm
+  const float* norm_bias = nullptr;    // [E, outputs]; null without LayerNorm
+};
+
+// E heads [S + A] -> hidden ... -> 1. The first layer takes the standardised observation, then
+// the action.
+struct Critic {
+  int observation_dim = 0;
+  int action_dim = 0;
+  int heads = 0;
+  Activation activation = Activation::relu;
+  float negative_slope = 0.0f;  // of leaky_relu
+  bool finite = true;           // no weight is NaN or infinite: 0 * weight is 0 and may be skipped
+  const float* mean = nullptr;  // [S], of the observations
+  const float* std = nullptr;   // [S]
+  int hidden_layers = 0;
+  const Layer* layers = nullptr;  // hidden_layers hidden ones, then the output layer
+};
+
+struct Options {
+  int steps = 0;
+  double step_size = 0.0;
+  Optimizer optimizer = Optimizer::sgd;
+  const float* low = nullptr;   // [A]; null without a box
+  const float* high = nullptr;  // [A]; null without a box
+  Ensemble ensemble = Ensemble::min;
+  float lcb_k = 1.0f;
+  Select select = Select::best;
+  float max_distance = -1.0f;  // negative: no ball
+  Gradient gradient = Gradient::raw;
+};
+
+struct Batch {
+  int64_t rows = 0;                     // B, may be 0
+  int64_t starts = 1;                   // N
+  const float* observations = nullptr;  // [B, S], raw
+  const float* actions = nullptr;       // [B, N, A]
+};
+
+// Written completely, whatever the rows hold.
+struct Result {
+  float* actions = nullptr;      // [B, A]
+  float* q = nullptr;            // [B], of the result
+  float* q_initial = nullptr;    // [B], the highest among the row's starting points
+  int64_t* best_step = nullptr;  // [B], the candidate's index, 0 ... steps
+  int64_t* start = nullptr;      // [B], the starting point it came from, 0 ... N - 1
+  float* distance = nullptr;     // [B], L2, from that point (projected) to the result
+};
+
+// Scratch memory of one call; two calls at once need two. A kernel allocates nothing itself.
+struct Workspace {
+  float* floats = nullptr;
+  int32_t* indices = nullptr;
+};
+
+struct WorkspaceSize {
+  size_t floats = 0;
+  size_t indices = 0;
+};
+
+// Readable C++ for any CPU, any critic and all options: the specification of the other kernels.
+WorkspaceSize workspace_size_scalar(const Critic& critic);
+void refine_scalar(const Critic& critic, const Options& options, const Batch& batch,
+                   const Result& result, const Workspace& workspace);
+
+}  // namespace dtag

@@ -71,16 +71,13 @@ def save(
     temporary = parent / f".writing-{name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    document = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, **state}
     for file, tensors in ((MODEL_FILE, model), (TRAINING_FILE, training)):
         safetensors.torch.save_file(
             {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
             temporary / file,
         )
-    (temporary / STATE_FILE).write_text(_dump(document), encoding="utf-8")
-    for file in (MODEL_FILE, TRAINING_FILE, STATE_FILE):
         _flush(temporary / file)
-    _flush(temporary)
+    write_state(temporary, step, state)
     target = parent / name
     if target.exists():  # left by a run that was killed before it moved the pointer
         shutil.rmtree(target)
@@ -88,6 +85,12 @@ def save(
     _flush(parent)
     point(directory, "last", target)
     return target
+
+
+def write_state(path: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Write the JSON state of a checkpoint's folder, in place of one that is there."""
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step}
+    write_json(path / STATE_FILE, {**header, **state})
 
 
 def point(directory: str | Path, which: Which, checkpoint: Path) -> None:
@@ -116,7 +119,7 @@ def pointed(directory: str | Path, which: str) -> str | None:
     path = Path(directory) / f"{which}.json"
     if not path.is_file():
         return None
-    document = _read_json(path)
+    document = read_json(path)
     name = document.get("checkpoint")
     if not isinstance(name, str) or Path(name).name != name:
         raise CheckpointError(f'{path}: expected {{"checkpoint": "step-..."}}, got {document}')
@@ -161,7 +164,7 @@ def read_state(path: str | Path, which: str = "last", *, kind: str | None = None
         CheckpointError: missing or damaged, another format version, or not of the `kind` asked for.
     """
     file = resolve(path, which) / STATE_FILE
-    state = _read_json(file)
+    state = read_json(file)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{file}: not a checkpoint of dtag-fast")
     if state.get("format_version") != FORMAT_VERSION:
@@ -214,7 +217,7 @@ def _dump(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

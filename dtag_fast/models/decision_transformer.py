@@ -284,7 +284,7 @@ class DecisionTransformer(SequenceModel):
     ) -> SequenceOutput:
         observation, action, target = self._embed(observations, actions, returns_to_go, timesteps)
         hidden = self._transform((target, observation, action), mask)
-        mean = torch.tanh(self.predict_action(hidden[:, :, 1]))
+        mean = torch.tanh(self.predict_action(hidden[:, :, 1]).float())
         return SequenceOutput(self.box_actions(mean))
 
     def _drop_embedding(self, x: Tensor) -> Tensor:
@@ -323,8 +323,8 @@ class Reinformer(SequenceModel):
     ) -> SequenceOutput:
         observation, action, target = self._embed(observations, actions, returns_to_go, timesteps)
         hidden = self._transform((observation, target, action), mask=None)
-        mean = torch.tanh(self.predict_action(hidden[:, :, 1]))
-        returns = self.predict_return(hidden[:, :, 0]).squeeze(-1) * self.config.rtg_scale
+        mean = torch.tanh(self.predict_action(hidden[:, :, 1]).float())
+        returns = self.predict_return(hidden[:, :, 0]).float().squeeze(-1) * self.config.rtg_scale
         return SequenceOutput(self.box_actions(mean), self.log_std.clamp(*LOG_STD_RANGE), returns)
 
 

@@ -27,7 +27,7 @@ from dtag_fast.models.config import (
 PolicyOptimizer = Literal["adamw", "lamb"]
 Sampling = Literal["trajectory", "length"]
 Padding = Literal["left", "right"]
-RewardScaling = Literal["none", "return_range", "minus_one"]
+RewardScaling = Literal["none", "iql-mujoco", "antmaze", "corl"]  # dtag_fast.data.rewards
 CriticActivation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu", "mish", "elu"]
 Initialization = Literal["orthogonal", "default"]
 UpdateOrder = Literal["value_first", "joint"]
@@ -237,8 +237,8 @@ class CriticConfig(TrainingConfig):
     q_reduction: QReduction = "sum"
     """Q loss: sum over the heads (IQL authors) or their mean (CORL)."""
 
-    reward_scaling: RewardScaling = "return_range"
-    """return_range: r * 1000 / (best - worst episode return); minus_one: r - 1; none: r."""
+    reward_scaling: RewardScaling = "iql-mujoco"
+    """iql-mujoco: r * 1000 / (best - worst return); antmaze: r - 1; corl: by dataset; none: r."""
 
     action_margin: float = 1e-5
     """Dataset actions are clipped to the box shrunk by this share of its half-width."""
@@ -355,7 +355,7 @@ def critic_preset(paper: Literal["iql", "corl"], env: str) -> CriticConfig:
     """
     family, tier = _family(env)
     if paper == "iql":
-        return CriticConfig(reward_scaling="none" if family == "maze2d" else "return_range")
+        return CriticConfig(reward_scaling="none" if family == "maze2d" else "iql-mujoco")
     if paper == "corl":
         config = CriticConfig(
             normalize_observations=True,
@@ -366,7 +366,7 @@ def critic_preset(paper: Literal["iql", "corl"], env: str) -> CriticConfig:
             action_margin=0.0,
         )
         if family == "hopper" and tier in ("medium", "medium-replay"):
-            return dataclasses.replace(config, polyak=0.001, reward_scaling="return_range")
+            return dataclasses.replace(config, polyak=0.001, reward_scaling="iql-mujoco")
         if family == "hopper" and tier == "medium-expert":
             return dataclasses.replace(config, expectile=0.5)
         return config

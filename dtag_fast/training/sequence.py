@@ -1,0 +1,292 @@
+"""Training of the sequence models: their losses, and `train_policy`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtag_fast import checkpoint
+from dtag_fast.data.trajectories import Trajectories
+from dtag_fast.data.windows import Windows, WindowSampler
+from dtag_fast.models.decision_transformer import SequenceModel, build_model
+from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.training.config import PolicyConfig
+from dtag_fast.training.lamb import Lamb
+from dtag_fast.training.loop import Evaluate, Learner, TrainingResult, run
+from dtag_fast.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # fields of Windows, in their order
+
+HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def train_policy(
+    data: Trajectories,
+    config: PolicyConfig,
+    directory: str | Path,
+    *,
+    resume: bool = False,
+    evaluate: Evaluate | None = None,
+) -> TrainingResult:
+    """Train a Decision Transformer or a Reinformer on a dataset.
+
+    Args:
+        data: the dataset.
+        config: the settings; `policy_preset` has the published ones.
+        directory: the run's folder, for checkpoints and logs (see `dtag_fast.checkpoint`).
+        resume: go on from the folder's last checkpoint; start afresh where there is none.
+        evaluate: called as `evaluate(model, step)` every `config.evaluation_every` steps and at the
+            end; returns numbers, among them "score", whose largest value decides which checkpoint
+            is the best.
+
+    Raises:
+        ValueError: a folder that holds a run already, or on resuming settings or data that differ
+            from the run's; the message names the field.
+        TrainingDiverged: a loss or weight became NaN or infinite. Checkpoints stay as they are.
+        TrainingInterrupted: Ctrl-C; a checkpoint was written first.
+    """
+    longest = int(data.lengths().max())
+    if longest > config.model.max_timestep:
+        raise ValueError(
+            f"model.max_timestep: the data has an episode of {longest} steps, "
+            f"got {config.model.max_timestep}"
+        )
+    build = functools.partial(PolicyLearner, data, config)
+    return run(build, data, config, directory, resume=resume, evaluate=evaluate)
+
+
+def load_policy_model(
+    path: str | Path, which: str = "last", device: str | torch.device = "cpu"
+) -> tuple[SequenceModel, dict[str, Any]]:
+    """The model of a policy checkpoint, in evaluation mode, and the checkpoint's state.
+
+    Args:
+        path: a run's folder or a checkpoint's.
+        which: of a run, its "last" or "best" checkpoint.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: missing, damaged, of another version, or not a policy's.
+    """
+    source = checkpoint.resolve(path, which)
+    state = checkpoint.read_state(source, kind="policy")
+    model = build_model(
+        PolicyConfig.from_dict(state["config"]).model,
+        state["observation_dim"],
+        state["action_dim"],
+        state["action_low"],
+        state["action_high"],
+    )
+    checkpoint.load_into(model, checkpoint.load_tensors(source), source)
+    return model.to(device).eval(), state
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of values [B, K] where the mask is True."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum()
+
+
+def action_mse(predicted: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+    """Decision Transformer's loss: squared error of actions [B, K, A], mean over A and steps."""
+    return masked_mean((predicted - actions).square().mean(dim=-1), mask)
+
+
+def action_nll(predicted: Tensor, log_std: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood under Normal(predicted [B, K, A], exp(log_std [A])).
+
+    Summed over A, mean over real steps.
+    """
+    standardized = (actions - predicted) * torch.exp(-log_std)
+    nll = (0.5 * standardized.square() + log_std + HALF_LOG_2PI).sum(dim=-1)
+    return masked_mean(nll, mask)
+
+
+def normal_entropy(log_std: Tensor) -> Tensor:
+    """Entropy of a Normal with independent components of log_std [A]."""
+    return (0.5 + HALF_LOG_2PI + log_std).sum()
+
+
+def return_expectile_loss(
+    predicted: Tensor, returns_to_go: Tensor, mask: Tensor, expectile: float, rtg_scale: float
+) -> Tensor:
+    """Reinformer's return loss: mean of |tau - 1[u < 0]| u^2, u = (R - R_hat) / mean |R|.
+
+    All [B, K]. Where every return of the batch is 0, u is in units of `rtg_scale`.
+    """
+    norm = masked_mean(returns_to_go.abs(), mask)
+    u = (returns_to_go - predicted) / torch.where(norm > 0, norm, rtg_scale)
+    weight = torch.where(u < 0, 1.0 - expectile, expectile)
+    return masked_mean(weight * u.square(), mask)
+
+
+# --- the learner ----------------------------------------------------------------------------------
+
+
+class PolicyLearner(Learner):
+    """A sequence model with its optimiser and window sampler."""
+
+    kind = "policy"
+    model: SequenceModel
+
+    def __init__(self, data: Trajectories, config: PolicyConfig, device: torch.device) -> None:
+        if config.normalize_observations:
+            normalizer = Normalizer.fit(data.observations, config.observation_epsilon)
+        else:
+            normalizer = Normalizer.identity(data.observation_dim)
+        self.config = config
+        self.device = device
+        self.model = build_model(
+            config.model,
+            data.observation_dim,
+            data.action_dim,
+            data.info.action_low,
+            data.info.action_high,
+            normalizer,
+        ).to(device)
+        self.sampler = WindowSampler(
+            data,
+            config.model.context_length,
+            sampling=config.sampling,
+            padding=config.padding,
+            seed=config.seed,
+        )
+        self.parameters = list(self.model.parameters())
+        self.optimizer = _optimizer(config, self.parameters)
+        self.reinformer = config.model.kind == "reinformer"
+        if self.reinformer:
+            self.terms = ("loss", "return_loss", "action_nll", "entropy", "temperature")
+            self.log_temperature = torch.tensor(
+                math.log(config.temperature), device=device, requires_grad=True
+            )
+            self.temperature_optimizer = torch.optim.Adam(
+                [self.log_temperature], lr=config.temperature_learning_rate
+            )
+            entropy = config.target_entropy
+            self.target_entropy = -float(data.action_dim) if entropy is None else entropy
+        else:
+            self.terms = ("loss",)
+        losses = self._reinformer_losses if self.reinformer else self._dt_losses
+        self._losses = torch.compile(losses) if config.compile else losses
+
+    def update(self, step: int) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * _warmup(step, self.config.warmup_steps)
+        losses: Tensor = self._losses(*self._batch())
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(losses[0])
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
+        self.optimizer.step()
+        losses = losses.detach()
+        if self.reinformer:
+            self._update_temperature(entropy=losses[3])
+        return losses
+
+    def _batch(self) -> Batch:
+        windows: Windows = self.sampler.sample(self.config.batch_size)
+        observations, actions, returns_to_go, timesteps, mask = (
+            torch.from_numpy(array).to(self.device, non_blocking=True)
+            for array in (
+                windows.observations,
+                windows.actions,
+                windows.returns_to_go,
+                windows.timesteps,
+                windows.mask,
+            )
+        )
+        return observations, actions, returns_to_go, timesteps, mask
+
+    def _dt_losses(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        with self._precision():
+            output = self.model(observations, actions, returns_to_go, timesteps, mask)
+        loss = action_mse(
+            self.model.unit_actions(output.actions), self.model.unit_actions(actions), mask
+        )
+        return loss.unsqueeze(0)
+
+    def _reinformer_losses(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """Loss = return expectile loss + NLL - temperature * entropy (trainer.py)."""
+        with self._precision():
+            output = self.model(observations, actions, returns_to_go, timesteps, mask)
+        return_loss = return_expectile_loss(
+            output.returns_to_go,
+            returns_to_go,
+            mask,
+            self.config.expectile,
+            self.config.model.rtg_scale,
+        )
+        nll = action_nll(
+            self.model.unit_actions(output.actions),
+            output.log_std,
+            self.model.unit_actions(actions),
+            mask,
+        )
+        entropy = normal_entropy(output.log_std)
+        temperature = self.log_temperature.detach().exp()
+        loss = return_loss + nll - temperature * entropy
+        return torch.stack((loss, return_loss, nll, entropy, temperature))
+
+    def _update_temperature(self, entropy: Tensor) -> None:
+        """The temperature falls while the entropy is above its target, and rises below it."""
+        self.temperature_optimizer.zero_grad(set_to_none=True)
+        loss = self.log_temperature.exp() * (entropy - self.target_entropy)
+        torch.autograd.backward(loss)
+        self.temperature_optimizer.step()
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast)
+
+    def training_tensors(self) -> dict[str, Tensor]:
+        tensors = optimizer_tensors("optimizer", self.optimizer)
+        if self.reinformer:
+            tensors["log_temperature"] = self.log_temperature.detach()
+            tensors |= optimizer_tensors("temperature_optimizer", self.temperature_optimizer)
+        return tensors
+
+    def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        load_optimizer_tensors("optimizer", self.optimizer, tensors)
+        if self.reinformer:
+            with torch.no_grad():
+                self.log_temperature.copy_(tensors["log_temperature"])
+            load_optimizer_tensors("temperature_optimizer", self.temperature_optimizer, tensors)
+
+    def sampler_state(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def load_sampler_state(self, state: Mapping[str, Any]) -> None:
+        self.sampler.load_state_dict(state)
+
+
+def _optimizer(config: PolicyConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if config.optimizer == "lamb":
+        return Lamb(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    """Factor of the learning rate at update `step`, counted from 1."""
+    return min(step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0

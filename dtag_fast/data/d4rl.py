@@ -7,10 +7,8 @@ d4rl/offline_env.py.)
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dtag_fast.data import references
-from dtag_fast.data.storage import MadeDataset, check_id, find_same, write_dataset
+from dtag_fast.data.minari import to_minari
+from dtag_fast.data.storage import MadeDataset, check_id, find_same
 from dtag_fast.data.trajectories import Trajectories
 
 # The nearest environment that still runs. Its physics are not those the data was recorded with.
@@ -147,61 +146,8 @@ def import_d4rl(
     if same is not None:
         return MadeDataset(id, same, True, time.perf_counter() - started)
     data = from_d4rl(path, **options)
-    folder = write_trajectories(data, id, parameters)
+    folder = to_minari(data, id, parameters=parameters)
     return MadeDataset(id, folder, False, time.perf_counter() - started)
-
-
-def write_trajectories(data: Trajectories, id: str, parameters: Mapping[str, Any]) -> Path:
-    """Write a dataset that is in memory as a Minari dataset of float32 vectors.
-
-    Raises:
-        ValueError: if, inside an episode, `next_observations` are not the next `observations`:
-            Minari stores each observation once and could not keep both.
-    """
-    from gymnasium.envs.registration import EnvSpec
-    from gymnasium.spaces import Box
-
-    inside = ~(data.terminations | data.truncations)[:-1]
-    differs = (data.next_observations[:-1] != data.observations[1:]).any(axis=1) & inside
-    if differs.any():
-        row = int(np.flatnonzero(differs)[0])
-        episode = int(np.searchsorted(data.offsets, row, side="right")) - 1
-        raise ValueError(
-            f"{data.info.id}: episode {episode}: next_observations: step "
-            f"{row - int(data.offsets[episode])} differs from the observation after it "
-            f"({int(differs.sum())} such steps); Minari cannot store that"
-        )
-    env_spec = None if data.info.env_spec is None else EnvSpec.from_json(data.info.env_spec)
-    own = data.info.references[-1] if data.info.references else None
-    return write_dataset(
-        id,
-        [_buffer(data, index) for index in range(data.episodes)],
-        env_spec=None,
-        eval_env_spec=env_spec,
-        observation_space=Box(-np.inf, np.inf, (data.observation_dim,), np.float32),
-        action_space=Box(
-            np.asarray(data.info.action_low, np.float32),
-            np.asarray(data.info.action_high, np.float32),
-            dtype=np.float32,
-        ),
-        reference=own,
-        algorithm="unknown",
-        description=f"{data.info.id}: {json.dumps(data.info.provenance)}",
-        provenance={**data.info.provenance, "parameters": dict(parameters)},
-    )
-
-
-def _buffer(data: Trajectories, index: int) -> dict[str, Any]:
-    episode = data.episode(index)
-    ends = np.zeros((2, len(episode.rewards)), dtype=np.bool_)
-    ends[:, -1] = episode.terminated, episode.truncated
-    return {
-        "observations": np.concatenate([episode.observations, episode.next_observations[-1:]]),
-        "actions": episode.actions,
-        "rewards": episode.rewards,
-        "terminations": ends[0],
-        "truncations": ends[1],
-    }
 
 
 def _read_fields(path: Path) -> dict[str, NDArray[Any]]:
@@ -236,4 +182,5 @@ def _timeouts(terminals: NDArray[np.bool_], horizon: int) -> NDArray[np.bool_]:
     index = np.arange(len(terminals))
     after_terminal = np.concatenate([[True], terminals[:-1]])
     start = np.maximum.accumulate(np.where(after_terminal, index, 0))
-    return ((index - start + 1) % horizon == 0) & ~terminals
+    ends: NDArray[np.bool_] = ((index - start + 1) % horizon == 0) & ~terminals
+    return ends

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtag_fast.data import references
-from dtag_fast.data.storage import dataset_path, datasets_root, read_metadata
+from dtag_fast.data.storage import dataset_path, datasets_root, read_metadata, write_dataset
 from dtag_fast.data.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -90,6 +90,64 @@ def from_minari(
         horizon=_horizon(env_spec),
         provenance=notes,
     )
+
+
+def to_minari(data: Trajectories, id: str, *, parameters: Mapping[str, Any] | None = None) -> Path:
+    """Write a dataset that is in memory as a Minari dataset of float32 vectors.
+
+    Args:
+        data: the dataset. Of its references Minari can hold one, the last.
+        id: of the new dataset; one that exists is replaced.
+        parameters: what `find_same` is to recognise it by.
+
+    Raises:
+        ValueError: if, inside an episode, `next_observations` are not the next `observations`:
+            Minari stores each observation once and could not keep both.
+    """
+    from gymnasium.envs.registration import EnvSpec
+    from gymnasium.spaces import Box
+
+    inside = ~(data.terminations | data.truncations)[:-1]
+    differs = (data.next_observations[:-1] != data.observations[1:]).any(axis=1) & inside
+    if differs.any():
+        row = int(np.flatnonzero(differs)[0])
+        episode = int(np.searchsorted(data.offsets, row, side="right")) - 1
+        raise ValueError(
+            f"{data.info.id}: episode {episode}: next_observations: step "
+            f"{row - int(data.offsets[episode])} differs from the observation after it "
+            f"({int(differs.sum())} such steps); Minari cannot store that"
+        )
+    env_spec = None if data.info.env_spec is None else EnvSpec.from_json(data.info.env_spec)
+    own = data.info.references[-1] if data.info.references else None
+    return write_dataset(
+        id,
+        [_buffer(data, index) for index in range(data.episodes)],
+        env_spec=None,
+        eval_env_spec=env_spec,
+        observation_space=Box(-np.inf, np.inf, (data.observation_dim,), np.float32),
+        action_space=Box(
+            np.asarray(data.info.action_low, np.float32),
+            np.asarray(data.info.action_high, np.float32),
+            dtype=np.float32,
+        ),
+        reference=own,
+        algorithm="unknown",
+        description=f"{data.info.id}: {json.dumps(data.info.provenance)}",
+        provenance={**data.info.provenance, "parameters": dict(parameters or {})},
+    )
+
+
+def _buffer(data: Trajectories, index: int) -> dict[str, Any]:
+    episode = data.episode(index)
+    ends = np.zeros((2, len(episode.rewards)), dtype=np.bool_)
+    ends[:, -1] = episode.terminated, episode.truncated
+    return {
+        "observations": np.concatenate([episode.observations, episode.next_observations[-1:]]),
+        "actions": episode.actions,
+        "rewards": episode.rewards,
+        "terminations": ends[0],
+        "truncations": ends[1],
+    }
 
 
 def _find(dataset: str | Path, download: bool) -> Path:

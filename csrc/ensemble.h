@@ -24,12 +24,17 @@ inline float combine(const Options& options, const float* q, int heads, float* f
   if (options.ensemble == Ensemble::mean) return mean;
 
   float variance = 0.0f;
-  for (int e = 0; e < heads; ++e) variance += (q[e] - mean) * (q[e] - mean);
+  float rounding = 0.0f;  // what the residuals add up to; 0 but for the mean's rounding
+  for (int e = 0; e < heads; ++e) {
+    variance += (q[e] - mean) * (q[e] - mean);
+    rounding += (q[e] - mean) / count;
+  }
   variance /= count;
   if (variance == 0.0f) return mean;  // the deviation's gradient is taken as 0 there
   const float deviation = std::sqrt(variance);
+  // Where the heads nearly agree the rounding is no longer small beside the residuals: centre them.
   for (int e = 0; e < heads; ++e)
-    factor[e] -= options.lcb_k * (q[e] - mean) / (count * deviation);
+    factor[e] -= options.lcb_k * (q[e] - mean - rounding) / (count * deviation);
   return mean - options.lcb_k * deviation;
 }
 

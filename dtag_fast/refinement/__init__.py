@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from typing import Any, Literal, overload
 
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dtag_fast.refinement.backends import BACKENDS, BackendName, PackingBackend, choose_backend
 from dtag_fast.refinement.inputs import Array, check_inputs
@@ -25,7 +27,7 @@ from dtag_fast.refinement.options import (
 
 __all__ = ["BACKENDS", "RefineInfo", "RefineOptions", "Refiner", "refine"]
 
-WeightsVersion = tuple[tuple[int, int], ...]
+WeightsVersion = tuple[int, tuple[tuple[int, int], ...]]
 
 
 class Refiner:
@@ -181,11 +183,14 @@ def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -
 _packings: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[WeightsVersion, Any]]]
 _packings = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+_optimizer_steps = 0
+_counting = False
 
 
 def _packed(backend: str, critic: nn.Module) -> Any:
-    version = _weights_version(critic)
     with _lock:
+        _count_optimizer_steps()
+        version = _weights_version(critic)
         packings = _packings.setdefault(critic, {})
         if backend not in packings or packings[backend][0] != version:
             module: PackingBackend = BACKENDS[backend].load()  # type: ignore[assignment]
@@ -200,5 +205,19 @@ def _weights_version(critic: nn.Module) -> WeightsVersion:
         # Tensors made in inference mode carry no counter, and can't be written outside it.
         return -1 if tensor.is_inference() else tensor._version
 
-    tensors = [*critic.parameters(), *critic.buffers()]
-    return tuple((tensor.data_ptr(), count(tensor)) for tensor in tensors)
+    tensors = itertools.chain(critic.parameters(), critic.buffers())
+    return _optimizer_steps, tuple((tensor.data_ptr(), count(tensor)) for tensor in tensors)
+
+
+def _count_optimizer_steps() -> None:
+    """From now on, count the steps of all optimisers: a fused one bypasses tensors' counters."""
+    global _counting
+    if _counting:
+        return
+
+    def count(*_: object) -> None:
+        global _optimizer_steps
+        _optimizer_steps += 1
+
+    register_optimizer_step_post_hook(count)
+    _counting = True

@@ -34,8 +34,14 @@ inline ValueAndSlope activate(float z, float negative_slope) {
     const float s = sigmoid(z);
     return {z * s, s * (1.0f + z * (1.0f - s))};
   } else if constexpr (activation == Activation::mish) {
-    const float t = std::tanh(std::log1p(std::exp(z)));
-    return {z * t, t + z * sigmoid(z) * (1.0f - t * t)};
+    // z * t with t = tanh(log(1 + e)) = n / (n + 2), e = exp(z), n = e * (e + 2); n would overflow
+    // long after t has become 1.
+    if (z > 20.0f) return {z, 1.0f};
+    const float e = std::exp(z);
+    const float n = e * (e + 2.0f);
+    const float t = n / (n + 2.0f);
+    const float one_minus_t = 2.0f / (n + 2.0f);
+    return {z * t, t + z * (e / (1.0f + e)) * one_minus_t * (1.0f + t)};
   } else {
     static_assert(activation == Activation::elu);
     return {z <= 0.0f ? std::expm1(z) : z, z <= 0.0f ? std::exp(z) : 1.0f};

@@ -1,4 +1,4 @@
-"""The compiled kernels (csrc/bindings.cpp). Pointers are not checked here: see refinement/cpu.py."""
+"""The compiled kernels, csrc/bindings.cpp. Addresses are checked by refinement/cpu.py, not here."""
 
 from collections.abc import Sequence
 

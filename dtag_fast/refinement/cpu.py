@@ -8,7 +8,9 @@ compute in float32 but add in another order than torch does, so results agree to
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ def pack(critic: nn.Module) -> _native.PackedCritic:
         if critic.layer_norm and i < len(critic.hidden):
             layer += [critic.norm_weights[i], critic.norm_biases[i]]
         layers.append([_as_array(tensor) for tensor in layer])
-    return _load().PackedCritic(
+    packed: _native.PackedCritic = _load().PackedCritic(
         critic.observation_dim,
         critic.action_dim,
         critic.heads,
@@ -71,6 +73,7 @@ def pack(critic: nn.Module) -> _native.PackedCritic:
         _as_array(critic.normalizer.std),
         layers,
     )
+    return packed
 
 
 def run(
@@ -78,12 +81,9 @@ def run(
 ) -> tuple[Tensor, RefineInfo]:
     """Refine observations [B, S] and actions [B, N, A], float32 and contiguous, to [B, A]."""
     batch, starts, action_dim = actions.shape
-    # The kernels get bare addresses: a wrong size here would be a read of foreign memory.
-    assert observations.shape == (batch, critic.observation_dim) and starts > 0
-    assert action_dim == critic.action_dim
-    for array in (observations, actions):
-        assert array.dtype == torch.float32 and array.device.type == "cpu"
-        assert array.is_contiguous()
+    # The kernels get bare addresses: a wrong size would have them read foreign memory.
+    _check_array("observations", observations, (batch, critic.observation_dim))
+    _check_array("actions", actions, (batch, max(starts, 1), critic.action_dim))
     result = torch.empty(batch, action_dim)
     info = RefineInfo(
         q=torch.empty(batch),
@@ -114,7 +114,7 @@ def _native_options(options: RefineOptions, action_dim: int) -> _native.Options:
     def per_dimension(bound: tuple[float, ...]) -> tuple[float, ...]:
         return bound * action_dim if len(bound) == 1 else bound
 
-    return _load().Options(
+    native: _native.Options = _load().Options(
         steps=options.steps,
         step_size=options.step_size,
         optimizer=options.optimizer,
@@ -126,13 +126,26 @@ def _native_options(options: RefineOptions, action_dim: int) -> _native.Options:
         max_distance=options.max_distance,
         gradient=options.gradient,
     )
+    return native
 
 
 @functools.cache
-def _load() -> Any:
-    from dtag_fast import _native
+def _load() -> ModuleType:
+    """The native module; only now, because an installation may do without it."""
+    return importlib.import_module("dtag_fast._native")
 
-    return _native
+
+def _check_array(name: str, array: Tensor, shape: tuple[int, ...]) -> None:
+    if (
+        array.shape != shape
+        or array.dtype != torch.float32
+        or array.device.type != "cpu"
+        or not array.is_contiguous()
+    ):
+        raise ValueError(
+            f"{name}: expected a contiguous float32 tensor {list(shape)} on the CPU, got "
+            f"{list(array.shape)} of {array.dtype} on {array.device}"
+        )
 
 
 def _as_array(tensor: Tensor) -> NDArray[np.float32]:

@@ -41,8 +41,9 @@ def make(
         id: Minari id; by default dtag/toy/bandit-v0 or dtag/pointmaze/umaze-v0 and so on.
         force: generate even if the id exists, and replace what has it.
         progress: show a bar.
-        planner: PointMaze only: "shortest" (default) or "depth-first"; see
-            `dtag_fast.data.pointmaze.WaypointFollower`.
+        planner: PointMaze only: "depth-first" (default) is what the published data and their
+            reference scores were made with; "shortest" is D4RL's original maze2d. The same in
+            umaze, which has one way only.
         asymmetry: toy only: share of positive actions, 0.8 by default; see
             `dtag_fast.data.bandit.bandit_episodes`.
 
@@ -73,7 +74,7 @@ def make(
     else:
         if asymmetry is not None:
             raise ValueError(f"asymmetry: only for the toy problem, got {asymmetry} for {name}")
-        parameters["planner"] = planner or "shortest"
+        parameters["planner"] = planner or "depth-first"
     same = find_same(id, parameters, force=force)
     if same is not None:
         return MadeDataset(id, same, True, time.perf_counter() - started)

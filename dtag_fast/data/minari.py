@@ -62,8 +62,9 @@ def from_minari(
 
     stored = MinariDataset(folder / "data")
     action_low, action_high = _action_box(id, stored.action_space)
-    env_spec = _evaluation_spec(metadata)
-    env_id = None if env_spec is None else str(json.loads(env_spec)["id"])
+    spec = evaluation_spec(metadata)
+    env_id = None if spec is None else str(spec["id"])
+    horizon = None if spec is None else spec.get("max_episode_steps")
     keys = _observation_keys(id, stored.observation_space, observation_keys, env_id)
 
     if metadata["data_format"] == "hdf5":
@@ -85,9 +86,9 @@ def from_minari(
         action_low=action_low,
         action_high=action_high,
         id=id,
-        env_spec=env_spec,
+        env_spec=None if spec is None else json.dumps(spec),
         references=references.references_for(env_id or id, scores),
-        horizon=_horizon(env_spec),
+        horizon=None if horizon is None else int(horizon),
         provenance=notes,
     )
 
@@ -324,20 +325,15 @@ def _check_lengths(id: str, index: int, episode: _StoredEpisode, keys: list[str]
             )
 
 
-def _evaluation_spec(metadata: dict[str, Any]) -> str | None:
+def evaluation_spec(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """The evaluation environment's spec, without what gymnasium 1 no longer knows."""
     raw = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if raw is None:
         return None
-    spec = json.loads(raw)
+    spec = dict(json.loads(raw))
     for outdated in ("apply_api_compatibility", "autoreset"):
         spec.pop(outdated, None)
-    return json.dumps(spec)
-
-
-def _horizon(env_spec: str | None) -> int | None:
-    steps = None if env_spec is None else json.loads(env_spec).get("max_episode_steps")
-    return None if steps is None else int(steps)
+    return spec
 
 
 def _provenance(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -68,8 +68,8 @@ class WaypointFollower:
 
     Args:
         maze_map: rows of cells, 1 is a wall.
-        planner: "shortest" (breadth first; what D4RL's Q-iteration finds) or "depth-first", the
-            default of the published script, which takes detours in the larger mazes.
+        planner: "depth-first", as the published script has it, takes detours in the larger mazes;
+            "shortest" (breadth first) finds what D4RL's Q-iteration finds.
         generator: draws the shifts of the waypoints.
     """
 

@@ -181,7 +181,6 @@ def _train(
 
     try:
         from stable_baselines3 import PPO
-        from stable_baselines3.common.callbacks import BaseCallback
         from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
     except ImportError as error:
         raise ImportError(f"collecting needs: pip install 'dtag-fast[collect]' ({error})") from None
@@ -191,17 +190,6 @@ def _train(
     wanted = {round(rollouts * i / CHECKPOINTS) * batch for i in range(1, CHECKPOINTS + 1)} - {0}
     policies: list[NumpyPolicy] = []
     recorder = _Recorder()
-
-    class Checkpoints(BaseCallback):  # type: ignore[misc]
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_start(self) -> None:
-            if self.num_timesteps in wanted:
-                policies.append(_extract(agent, environments))
-
-        def _on_rollout_end(self) -> None:
-            bar.update(self.num_timesteps - bar.n)
 
     with _one_thread():
         environments = VecNormalize(
@@ -226,8 +214,11 @@ def _train(
         )
         total = rollouts * batch
         with tqdm(total=total, unit=" steps", desc=f"PPO {env_id}", disable=not progress) as bar:
-            agent.learn(total_timesteps=training_steps, callback=Checkpoints())
-        policies.append(_extract(agent, environments))
+            for _ in range(rollouts):  # one rollout and its update at a time, going on where it was
+                agent.learn(total_timesteps=batch, reset_num_timesteps=False)
+                bar.update(batch)
+                if agent.num_timesteps in wanted:
+                    policies.append(_extract(agent, environments))
         environments.close()
     recorder.episodes.sort(key=lambda item: item[0])
     return policies, recorder.episodes

@@ -23,7 +23,8 @@ def parse(command_type: type[CommandT], prog: str, arguments: Sequence[str]) -> 
         default = with_preset(_preset(arguments))
     except ValueError as error:
         raise SystemExit(f"{prog}: --preset: {error}") from None
-    return tyro.cli(command_type, prog=prog, args=list(arguments), default=default)
+    command: CommandT = tyro.cli(command_type, prog=prog, args=list(arguments), default=default)
+    return command
 
 
 def _preset(arguments: Sequence[str]) -> str | None:

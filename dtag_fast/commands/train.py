@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -15,6 +15,11 @@ from dtag_fast.training.config import (
     critic_preset,
     policy_preset,
 )
+
+if TYPE_CHECKING:
+    from dtag_fast.data.trajectories import Trajectories
+
+Maze = Literal["horizon", "reinformer-v1", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,10 @@ class TrainPolicy:
     resume: bool = False
     """Go on from the last checkpoint in --out, bit for bit as if never stopped."""
 
+    maze: Maze = "horizon"
+    """Continuing PointMaze data: relabelled for the evaluation goal and cut to its horizon, or to
+    the 1000 steps of Reinformer's first release; off leaves an episode for every goal reached."""
+
     config: Annotated[PolicyConfig, tyro.conf.arg(name="")] = field(default_factory=PolicyConfig)
     """Training."""
 
@@ -57,11 +66,10 @@ class TrainPolicy:
 
     def run(self) -> None:
         """Train, with periodic evaluation where the dataset names its environment."""
-        from dtag_fast.data.trajectories import Trajectories
         from dtag_fast.evaluation.periodic import policy_evaluation
         from dtag_fast.training.sequence import train_policy
 
-        data = Trajectories.from_minari(self.data)
+        data = load_data(self.data, self.maze)
         evaluate = policy_evaluation(data, self.config) if self.config.evaluation_every else None
         train_policy(data, self.config, self.out, resume=self.resume, evaluate=evaluate)
 
@@ -86,6 +94,10 @@ class TrainCritic:
     resume: bool = False
     """Go on from the last checkpoint in --out, bit for bit as if never stopped."""
 
+    maze: Maze = "horizon"
+    """Continuing PointMaze data: relabelled for the evaluation goal and cut to its horizon, or to
+    the 1000 steps of Reinformer's first release; off leaves an episode for every goal reached."""
+
     config: Annotated[CriticConfig, tyro.conf.arg(name="")] = field(default_factory=CriticConfig)
     """Training."""
 
@@ -103,7 +115,18 @@ class TrainCritic:
 
     def run(self) -> None:
         """Train."""
-        from dtag_fast.data.trajectories import Trajectories
         from dtag_fast.training.iql import train_critic
 
-        train_critic(Trajectories.from_minari(self.data), self.config, self.out, resume=self.resume)
+        data = load_data(self.data, self.maze)
+        train_critic(data, self.config, self.out, resume=self.resume)
+
+
+def load_data(id: str, maze: Maze = "horizon") -> Trajectories:
+    """A Minari dataset as it is trained on: PointMaze data in the maze view asked for."""
+    from dtag_fast.data.maze import is_continuing_maze, maze_view
+    from dtag_fast.data.trajectories import Trajectories
+
+    data = Trajectories.from_minari(id)
+    if maze == "off" or not is_continuing_maze(data.info):
+        return data
+    return maze_view(data, chunking=maze)

@@ -1,0 +1,200 @@
+"""`dtag evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from dtag_fast.acting.policy import Policy
+    from dtag_fast.evaluation.result import Evaluation
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How actions are refined. Needs --critic."""
+
+    steps: int = 10
+    """n."""
+
+    step_size: float = 0.03
+    """eta, in action units per unit of gradient; with --refinement.gradient unit, action units."""
+
+    optimizer: Literal["sgd", "momentum", "rmsprop", "adam"] = "sgd"
+    """Of the action."""
+
+    gradient: Literal["raw", "unit"] = "raw"
+    """As it is, or divided by its length."""
+
+    ensemble: Literal["min", "mean", "lcb"] = "min"
+    """How the critic's heads make one Q."""
+
+    lcb_k: float = 1.0
+    """lcb is mean - lcb_k * std."""
+
+    select: Literal["best", "last"] = "best"
+    """The candidate of highest Q, or the last."""
+
+    max_distance: float | None = None
+    """Largest L2 distance from the policy's action."""
+
+    context_action: Literal["refined", "raw"] = "refined"
+    """Which action the model sees later."""
+
+    backend: Literal["auto", "cpu", "reference"] = "auto"
+    """Implementation of refinement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Act in the environment and score: last and best checkpoint, unrefined and refined.
+
+    Every policy meets the same starts: episode j begins from seed --seed + j.
+    """
+
+    policy: Path
+    """Folder of a policy's run, or one checkpoint."""
+
+    critic: Path | None = None
+    """Folder of a critic's run, or one checkpoint: refine with it."""
+
+    env: str | None = None
+    """Gymnasium id; by default the one that the policy's dataset names."""
+
+    checkpoint: Literal["last", "best", "both"] = "both"
+    """Of the policy's run. Reported separately, never the better of the two."""
+
+    compare: bool = False
+    """With --critic: also evaluate unrefined, and pair the two by seed."""
+
+    episodes: int = 20
+    """Of each policy."""
+
+    seed: int = 0
+    """Of the first episode."""
+
+    num_envs: int = 16
+    """Environments stepped together."""
+
+    vectorization: Literal["sync", "async"] = "sync"
+    """In this process, or a process each."""
+
+    target_return: float | None = None
+    """Return to ask for (Decision Transformer); by default that of its training."""
+
+    out: Path | None = None
+    """Folder for episodes.jsonl, a row an episode, and summary.json."""
+
+    video: Path | None = None
+    """Folder for a film of the first episode of each policy (extra `video`)."""
+
+    device: str = "cpu"
+    """Where the model and the critic run."""
+
+    refinement: Refinement = field(default_factory=Refinement)
+    """Refinement."""
+
+    def run(self) -> None:
+        """Evaluate, print the table, write what --out and --video ask for."""
+        if self.compare and self.critic is None:
+            raise ValueError("--compare: needs --critic, the critic to refine with")
+        from rich.console import Console
+
+        from dtag_fast.evaluation.result import compare
+        from dtag_fast.evaluation.table import evaluation_table, with_interval
+
+        console = Console()
+        results: dict[str, Evaluation] = {}
+        for checkpoint in self._checkpoints():
+            for refined in self._variants():
+                name = f"{checkpoint}, {'refined' if refined else 'unrefined'}"
+                results[name] = self._evaluate(name, checkpoint, refined)
+        console.print(evaluation_table(results))
+        differences = {}
+        if self.compare:
+            for checkpoint in self._checkpoints():
+                pair = compare(
+                    results[f"{checkpoint}, unrefined"], results[f"{checkpoint}, refined"]
+                )
+                differences[checkpoint] = pair.to_dict()
+                console.print(
+                    f"{checkpoint}: refinement changes the return by "
+                    f"{with_interval(pair.mean, pair.interval)}, paired by seed; "
+                    f"{pair.wins} better, {pair.losses} worse"
+                )
+        if self.out is not None:
+            from dtag_fast.checkpoint import write_json
+
+            summary: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}
+            settings = {key: _plain(value) for key, value in asdict(self).items()}
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(
+                self.out / "summary.json",
+                {"settings": settings, "evaluations": summary, "differences": differences},
+            )
+            console.print(f"Rows and summary in {self.out}")
+
+    def _variants(self) -> tuple[bool, ...]:
+        if self.critic is None:
+            return (False,)
+        return (False, True) if self.compare else (True,)
+
+    def _checkpoints(self) -> tuple[Literal["last", "best"], ...]:
+        if self.checkpoint != "both":
+            return (self.checkpoint,)
+        from dtag_fast.checkpoint import pointed
+
+        # A run without evaluations has no best checkpoint; a checkpoint's folder is one alone.
+        return ("last", "best") if pointed(self.policy, "best") is not None else ("last",)
+
+    def _evaluate(
+        self, name: str, checkpoint: Literal["last", "best"], refined: bool
+    ) -> Evaluation:
+        from dtag_fast.evaluation.rollout import evaluate
+        from dtag_fast.evaluation.video import record_video
+
+        policy, env, info = self._load(checkpoint, refined)
+        rows = None
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            rows = self.out / "episodes.jsonl"
+        if self.video is not None:
+            label = name.replace(", ", "-")
+            record_video(policy, env, self.video, 1, self.seed, name=label)
+        return evaluate(
+            policy,
+            env,
+            self.episodes,
+            self.seed,
+            num_envs=min(self.num_envs, self.episodes),
+            vectorization=self.vectorization,
+            references=info.references if self.env is None else (),
+            rows=rows,
+            notes={"policy": str(self.policy), "checkpoint": checkpoint, "refined": refined},
+            progress=True,
+        )
+
+    def _load(self, checkpoint: Literal["last", "best"], refined: bool) -> tuple[Policy, str, Any]:
+        """The policy, the environment to act in, and what is known of the policy's dataset."""
+        from dtag_fast.acting.policy import Policy
+        from dtag_fast.checkpoint import read_state, resolve
+        from dtag_fast.data.trajectories import DatasetInfo
+        from dtag_fast.models.critic import Critic
+
+        source = resolve(self.policy, checkpoint)
+        state = read_state(source, kind="policy")
+        info = DatasetInfo.from_dict(state["dataset"])
+        env = self.env if self.env is not None else info.env_spec
+        if env is None:
+            raise ValueError(f"--env: needed, the dataset {info.id} names no environment")
+        policy = Policy.load(source, target_return=self.target_return, device=self.device)
+        if refined:
+            assert self.critic is not None
+            critic = Critic.load(self.critic, device=self.device)
+            policy = policy.with_refinement(critic, **asdict(self.refinement))
+        return policy, env, info
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value

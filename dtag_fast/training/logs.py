@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ class RunLog:
     """Rows of JSON, one a line, flushed as they come.
 
     Every row has "event" ("train", "evaluation", "checkpoint", "start", "interrupted" or
-    "diverged"), "step" and its numbers; a number that is not finite is written as null.
+    "diverged"), "step" and its values.
 
     Args:
         directory: the run's folder.
@@ -46,8 +45,8 @@ class RunLog:
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """One row; numbers go to TensorBoard as "<event>/<name>"."""
-        row = {"event": event, "step": step, **{key: _plain(v) for key, v in values.items()}}
-        self._file.write(json.dumps(row) + "\n")
+        row = {"event": event, "step": step, **values}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._writer is not None:
             for key, value in values.items():
@@ -84,7 +83,3 @@ def _truncate(path: Path, keep_to_step: int) -> None:
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     temporary.replace(path)
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,6 +9,7 @@ the same number of threads.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +53,7 @@ class TrainingResult:
     best: dict[str, Any] | None
     """The best evaluation: "step", "score" and what else it gave; None without evaluations."""
     last_evaluation: dict[str, Any] | None
-    """The latest evaluation, likewise."""
+    """The latest evaluation, likewise; None stands for a number that was not finite."""
     seconds: float
     """Wall time of this call."""
 
@@ -249,19 +250,21 @@ class _Run:
         began = time.perf_counter()
         try:
             with torch.random.fork_rng(_cuda_devices(self.device)), interrupt.at_once():
-                metrics = dict(self.evaluate(self.learner.model, self.step))
+                metrics: dict[str, Any] = dict(self.evaluate(self.learner.model, self.step))
         except KeyboardInterrupt:  # the evaluation comes again when the run is resumed
             return False
         finally:
             self.learner.model.train()
         if "score" not in metrics:
             raise ValueError(f"evaluate: expected a mapping with 'score', got {sorted(metrics)}")
-        metrics = {name: float(value) for name, value in metrics.items()}
+        numbers = {name: float(value) for name, value in metrics.items()}
+        metrics = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         seconds = time.perf_counter() - began
         self.log_time += seconds  # not the updates' time
         log.write("evaluation", self.step, {**metrics, "seconds": seconds})
         self.last_evaluation = {"step": self.step, **metrics}
-        improved = self.best is None or metrics["score"] > self.best["score"]
+        score = metrics["score"]
+        improved = score is not None and (self.best is None or score > self.best["score"])
         if improved:
             self.best = self.last_evaluation
         return improved

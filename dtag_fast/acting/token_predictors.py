@@ -1,0 +1,103 @@
+"""Token predictors: what supplies the return token when a sequence model acts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dtag_fast.acting.context import Context
+from dtag_fast.acting.inference import predict_actions, predict_returns
+from dtag_fast.models.decision_transformer import Reinformer, SequenceModel
+
+
+class TokenPredictor(Protocol):
+    """Chooses the current step's return token and, with it, the action.
+
+    It may query the model (`dtag_fast.acting.inference`) as often as it likes, which is how one
+    that compares several tokens works. It has no state of its own: what an episode has seen so far
+    is in the context.
+    """
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether `choose` wants the rewards received since the step before."""
+        ...
+
+    def check_model(self, model: SequenceModel) -> None:
+        """Raise ValueError if this predictor cannot work with the model."""
+        ...
+
+    def choose(self, model: SequenceModel, context: Context, rewards: Tensor | None) -> Tensor:
+        """The actions [B, A] for the step the context has just begun.
+
+        Has to leave the token that belongs to them in the context (`Context.write_token`).
+
+        Args:
+            model: in evaluation mode.
+            context: with the current observations in place, token and action still zero.
+            rewards: [B], received for the actions of the step before; to be ignored where
+                `context.first`. None if `needs_rewards` is False or all environments begin.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FixedTarget:
+    """A return to aim for, less the rewards received so far.
+
+    Chen et al. 2021 (arXiv 2106.01345), kzl/decision-transformer gym/evaluate_episodes.py:
+    R_{t+1} = R_t - r_t.
+
+    Args:
+        target_return: R_0, in raw units of return.
+    """
+
+    target_return: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.target_return):
+            raise ValueError(f"target_return: expected a finite number, got {self.target_return}")
+
+    @property
+    def needs_rewards(self) -> bool:
+        return True
+
+    def check_model(self, model: SequenceModel) -> None:
+        """It works with any sequence model."""
+
+    def choose(self, model: SequenceModel, context: Context, rewards: Tensor | None) -> Tensor:
+        tokens = torch.full_like(context.token, self.target_return)
+        if rewards is not None:
+            tokens = torch.where(context.first, tokens, context.token - rewards)
+        context.write_token(tokens)
+        return predict_actions(model, context)
+
+
+@dataclass(frozen=True)
+class ReturnHead:
+    """Reinformer's own prediction: the return it holds for likely and high, at every step anew.
+
+    Zhuang et al. 2024 (arXiv 2405.08740), Dragon-Zhuang/Reinformer eval.py: one pass with the token
+    at zero predicts the return, a second one, with that return in place, the action. Rewards play
+    no part, and the tokens of earlier steps stay the predictions they were.
+    """
+
+    @property
+    def needs_rewards(self) -> bool:
+        return False
+
+    def check_model(self, model: SequenceModel) -> None:
+        if not isinstance(model, Reinformer):
+            raise ValueError(
+                f"token_predictor: ReturnHead needs a model that predicts returns "
+                f"(kind 'reinformer'), got kind {model.config.kind!r}; use FixedTarget"
+            )
+
+    def choose(self, model: SequenceModel, context: Context, rewards: Tensor | None) -> Tensor:
+        assert isinstance(model, Reinformer), "check_model has let another model through"
+        context.write_token(predict_returns(model, context))
+        return predict_actions(model, context)

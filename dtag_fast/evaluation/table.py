@@ -14,33 +14,40 @@ if TYPE_CHECKING:
 
 def evaluation_table(evaluations: Mapping[str, Evaluation]) -> Table:
     """A row each: return and every normalised score with its 95 % interval, ms per action."""
+    from rich import box
     from rich.table import Table
 
     labels = list(dict.fromkeys(k for e in evaluations.values() for k in e.labelled_scores()))
-    table = Table("policy", "episodes", "return", "IQM")
-    for label in labels:
-        table.add_column(f"{label} score")
-    for column in ("policy ms", "refine ms", "Q gain"):
+    counts = sorted({len(evaluation) for evaluation in evaluations.values()})
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption=f"{' or '.join(map(str, counts))} episodes each, means with 95 % intervals; ms per "
+        "action in a batch of environments",
+        caption_justify="left",
+    )
+    table.add_column("policy")
+    for column in ("return", "IQM", *(f"{label} score" for label in labels)):
         table.add_column(column, justify="right")
+    for column in ("ms", "of it refining"):
+        table.add_column(column, justify="right", max_width=8)
     for name, evaluation in evaluations.items():
         scores = evaluation.labelled_scores()
-        gain = evaluation.q_gain
+        cells = [
+            with_interval(
+                float(scores[label].mean()), stratified_bootstrap([scores[label]], "mean")
+            )
+            if label in scores
+            else "-"
+            for label in labels
+        ]
         table.add_row(
             name,
-            str(len(evaluation)),
             with_interval(evaluation.mean, evaluation.interval()),
-            with_interval(evaluation.iqm, evaluation.interval("iqm")),
-            *(
-                with_interval(
-                    float(scores[label].mean()), stratified_bootstrap([scores[label]], "mean")
-                )
-                if label in scores
-                else "-"
-                for label in labels
-            ),
-            f"{evaluation.policy_ms:.3f}",
-            f"{evaluation.refinement_ms:.4f}",
-            "-" if gain is None else f"{gain:.3g}",
+            f"{evaluation.iqm:.1f}",
+            *cells,
+            f"{evaluation.policy_ms + evaluation.refinement_ms:.3f}",
+            f"{evaluation.refinement_ms:.3f}",
         )
     return table
 

@@ -37,7 +37,7 @@ class QuadraticBandit(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
 def bandit_spec() -> EnvSpec:
     """Enough for `gymnasium.make`, without registering anything."""
-    return EnvSpec("QuadraticBandit-v0", entry_point=ENTRY_POINT, max_episode_steps=1)
+    return EnvSpec("QuadraticBandit-v0", entry_point=ENTRY_POINT)
 
 
 def bandit_episodes(count: int, asymmetry: float, seed: int) -> list[dict[str, Any]]:

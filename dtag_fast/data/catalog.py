@@ -90,7 +90,7 @@ def _row(root: Path, folder: Path) -> dict[str, Any]:
         **row,
         "episodes": metadata["total_episodes"],
         "steps": metadata.get("total_steps"),
-        "megabytes": round(size / 1e6, 1),
+        "megabytes": round(size / 1e6, 2),
         "env_id": None if spec is None else spec["id"],
     }
 

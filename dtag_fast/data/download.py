@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import socket
 import threading
@@ -53,13 +53,17 @@ def _server(remote: str) -> tuple[str, int]:
     if not separator or kind not in ("hf", "gcp"):
         raise ValueError(f"MINARI_REMOTE: expected hf://NAME or gcp://BUCKET, got {remote!r}")
     if kind == "gcp":
-        if importlib.util.find_spec("google") is None:
-            raise ImportError("downloading from gcp:// needs: pip install 'minari[gcs]'")
+        try:
+            importlib.import_module("google.cloud.storage")
+        except ImportError:
+            message = "downloading from gcp:// needs: pip install 'minari[gcs]'"
+            raise ImportError(message) from None
         return "storage.googleapis.com", 443
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise ImportError("downloading datasets needs: pip install 'dtag-fast[download]'")
-    from huggingface_hub import constants
-
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        message = "downloading datasets needs: pip install 'dtag-fast[download]'"
+        raise ImportError(message) from None
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set: datasets cannot be downloaded")
     address = urlsplit(constants.ENDPOINT)

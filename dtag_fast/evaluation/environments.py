@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -72,11 +74,12 @@ def make_env(
         raise
 
 
-class StateVector(gym.ObservationWrapper[Floats, Any, Any]):
+class StateVector(gym.ObservationWrapper[Floats, Any, Any], gym.utils.RecordConstructorArgs):
     """Observations as float32 vectors; see `make_env`."""
 
     def __init__(self, env: Env, observation_keys: Sequence[str] | None = None) -> None:
-        super().__init__(env)
+        gym.utils.RecordConstructorArgs.__init__(self, observation_keys=observation_keys)
+        gym.ObservationWrapper.__init__(self, env)
         self.read = StateReader(env.observation_space, observation_keys)
         self.observation_space = Box(self.read.low, self.read.high, dtype=np.float32)
 
@@ -177,7 +180,9 @@ def _parse(text: str) -> str | EnvSpec:
 
 def _register_robotics(name: str) -> None:
     try:
-        import gymnasium_robotics
+        # It prints a notice about its Adroit environments, whatever one came for.
+        with contextlib.redirect_stderr(io.StringIO()):
+            import gymnasium_robotics
     except ImportError as error:
         raise ImportError(f"env: {name} needs gymnasium-robotics ({error}); {_INSTALL}") from error
     gym.register_envs(gymnasium_robotics)

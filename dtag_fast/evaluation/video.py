@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,15 @@ def record_video(
                 f"env: can't be rendered here: {type(error).__name__}: {error}. On a machine "
                 f"without a screen set MUJOCO_GL=egl (a GPU) or MUJOCO_GL=osmesa before starting"
             ) from error
-        film = RecordVideo(
-            plain,
-            str(folder),
-            episode_trigger=lambda _: True,
-            name_prefix=name,
-            disable_logger=True,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Overwriting existing videos")
+            film = RecordVideo(
+                plain,
+                str(folder),
+                episode_trigger=lambda _: True,
+                name_prefix=name,
+                disable_logger=True,
+            )
         for episode in range(episodes):
             observation, _ = film.reset(seed=seed + episode)
             policy.reset(1)

@@ -149,11 +149,11 @@ def test_keep_rows_goes_on_with_the_rest(
     for t in range(3, 6):
         expected = whole.act(observations[t], rewards[t])[kept]
         actual = part.act(observations[t, kept], rewards[t, kept])
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
     part.keep_rows([2, 0])
     expected = whole.act(observations[6], rewards[6])[[3, 0]]
     actual = part.act(observations[6, [3, 0]], rewards[6, [3, 0]])
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
     assert part.num_envs == 2
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtag_fast.data.minari import evaluation_spec
-from dtag_fast.data.storage import check_id, datasets_root, read_metadata
+from dtag_fast.data.storage import STAGING_PREFIX, check_id, datasets_root, read_metadata
 from dtag_fast.data.trajectories import Trajectories
 
 
@@ -22,7 +22,13 @@ def list_datasets() -> list[dict[str, Any]]:
     `steps`, `megabytes`, `env_id`. Sorted by id; needs neither Minari nor an environment.
     """
     root = datasets_root()
-    return [_row(root, folder) for folder in _candidates(root)] if root.is_dir() else []
+    if not root.is_dir():
+        return []
+    rows = [_row(root, folder) for folder in _candidates(root)]
+    unfinished = "being written by another process, or left behind by one that was killed"
+    for folder in sorted(root.glob(f"{STAGING_PREFIX}*")):
+        rows.append({"id": folder.name, "path": str(folder), "problem": unfinished})
+    return sorted(rows, key=lambda row: str(row["id"]))
 
 
 def describe(trajectories: Trajectories) -> dict[str, Any]:

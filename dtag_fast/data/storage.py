@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_-]+"
 _ID = re.compile(rf"(?:{_PART}/)*[A-Za-z0-9_][A-Za-z0-9_-]*-v\d+")
 _PUBLISHED = ("D4RL", "mujoco", "atari", "minigrid")
+STAGING_PREFIX = ".dtag-writing-"
 _ENVIRONMENT_LOCK = threading.Lock()
 
 
@@ -126,7 +127,7 @@ def staging() -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     with _ENVIRONMENT_LOCK:
         before = os.environ.get("MINARI_DATASETS_PATH")
-        folder = Path(tempfile.mkdtemp(prefix=".dtag-writing-", dir=root))
+        folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=root))
         os.environ["MINARI_DATASETS_PATH"] = str(folder)
         try:
             yield folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -308,12 +308,16 @@ class Trajectories:
 
     @classmethod
     def from_minari(
-        cls, dataset: str | Path, *, download: bool = False, **options: Any
+        cls,
+        dataset: str | Path,
+        *,
+        download: bool = False,
+        observation_keys: Sequence[str] | None = None,
     ) -> Trajectories:
         """A Minari dataset by id or folder; see `dtag_fast.data.minari.from_minari`."""
         from dtag_fast.data.minari import from_minari
 
-        return from_minari(dataset, download=download, **options)
+        return from_minari(dataset, download=download, observation_keys=observation_keys)
 
     @classmethod
     def from_d4rl(cls, path: str | Path, **options: Any) -> Trajectories:

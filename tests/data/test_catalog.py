@@ -26,6 +26,7 @@ def test_lists_whole_and_broken_datasets(minari_root: Path, build: Build) -> Non
     (minari_root / "dtag" / "empty-v0").mkdir()
     (minari_root / "dtag" / "half-v0" / "data").mkdir(parents=True)
     (minari_root / "dtag" / "noversion" / "data").mkdir(parents=True)
+    (minari_root / ".dtag-writing-x").mkdir()
     rows = {row["id"]: row for row in list_datasets()}
     assert list(rows) == sorted(rows)
     assert rows["dtag/whole-v0"]["problem"] is None
@@ -37,7 +38,8 @@ def test_lists_whole_and_broken_datasets(minari_root: Path, build: Build) -> Non
     assert "metadata.json is missing" in problems["dtag/empty-v0"]
     assert "metadata.json is missing" in problems["dtag/half-v0"]
     assert "id: expected" in problems["dtag/noversion"]
-    assert len(problems) == 4
+    assert "left behind" in problems[".dtag-writing-x"]
+    assert len(problems) == 5
 
 
 def test_describe(minari_root: Path) -> None:

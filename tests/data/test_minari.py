@@ -11,7 +11,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete, Space
 
-from dtag_fast.data.minari import from_minari, to_minari
+from dtag_fast.data.minari import _hdf5_episodes, _minari_episodes, from_minari, to_minari
 from dtag_fast.data.references import ReferenceScores
 from dtag_fast.data.storage import check_id, find_same, write_dataset
 from dtag_fast.data.trajectories import Trajectories
@@ -83,6 +83,21 @@ def test_minari_itself_reads_what_was_written(minari_root: Path, build: Build) -
     episodes = list(minari.load_dataset("dtag/minari/test-v0").iterate_episodes())
     assert [len(episode.rewards) for episode in episodes] == [4, 6]
     np.testing.assert_array_equal(episodes[1].actions, data.episode(1).actions)
+
+
+def test_reading_hdf5_directly_is_reading_through_minari(minari_root: Path) -> None:
+    """Other storage formats take the second way."""
+    from minari import MinariDataset
+
+    folder = write(
+        [dict_episode(2, [5, 5, 5]), dict_episode(3, [7, 7, 7, 7])], observation_space=DICT
+    )
+    keys = ["desired_goal", "observation"]
+    direct = list(_hdf5_episodes(folder / "data" / "main_data.hdf5", 2, keys))
+    through = list(_minari_episodes(MinariDataset(folder / "data"), keys))
+    for one, other in zip(direct, through, strict=True):
+        for a, b in zip([*one[0], *one[1:]], [*other[0], *other[1:]], strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_environment_references_and_horizon_come_from_the_metadata(minari_root: Path) -> None:

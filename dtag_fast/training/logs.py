@@ -38,9 +38,7 @@ class RunLog:
                     "tensorboard=True needs the package tensorboard: "
                     "pip install 'dtag-fast[tensorboard]'"
                 ) from error
-            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
-                directory / "tensorboard", purge_step=keep_to_step + 1
-            )
+            self._writer = SummaryWriter(directory / "tensorboard", purge_step=keep_to_step + 1)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:

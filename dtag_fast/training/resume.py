@@ -62,7 +62,7 @@ def check_same_run(
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level, "model.blocks"."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")

@@ -16,13 +16,12 @@ from dtag_fast.models.config import ModelConfig
 from dtag_fast.models.decision_transformer import (
     DecisionTransformer,
     Reinformer,
-    SequenceModel,
     build_model,
 )
 from dtag_fast.models.normalizer import Normalizer
 
 OBSERVATION_DIM, ACTION_DIM = 5, 3
-SMALL = {
+SMALL: dict[str, Any] = {
     "context_length": 4,
     "blocks": 2,
     "embedding_dim": 24,
@@ -35,7 +34,7 @@ REINFORMER = ModelConfig(kind="reinformer", **SMALL)
 KINDS = pytest.mark.parametrize("config", [DT, REINFORMER], ids=["dt", "reinformer"])
 
 
-def make_model(config: ModelConfig, **arguments: Any) -> SequenceModel:
+def make_model(config: ModelConfig, **arguments: Any) -> Any:
     torch.manual_seed(0)
     return build_model(config, OBSERVATION_DIM, ACTION_DIM, **arguments).eval()
 
@@ -51,7 +50,7 @@ def make_windows(batch: int = 3, steps: int = 4) -> dict[str, Tensor]:
     }
 
 
-def plain_forward(model: SequenceModel, windows: dict[str, Tensor], mask: Tensor) -> list[Tensor]:
+def plain_forward(model: Any, windows: dict[str, Tensor], mask: Tensor) -> list[Tensor]:
     """Hidden states of the three tokens of each step, written out with loops and softmax."""
     config = model.config
     observations = (windows["observations"] - model.normalizer.mean) / model.normalizer.std
@@ -84,12 +83,14 @@ def plain_forward(model: SequenceModel, windows: dict[str, Tensor], mask: Tensor
 def plain_norm(x: Tensor, layer: Any) -> Tensor:
     centered = x - x.mean(-1, keepdim=True)
     variance = centered.square().mean(-1, keepdim=True)
-    return centered / (variance + 1e-5).sqrt() * layer.weight + layer.bias
+    normed: Tensor = centered / (variance + 1e-5).sqrt() * layer.weight + layer.bias
+    return normed
 
 
 def plain_mlp(block: Any, x: Tensor, activation: Any) -> Tensor:
     hidden = activation(x @ block.expand.weight.T + block.expand.bias)
-    return hidden @ block.contract.weight.T + block.contract.bias
+    out: Tensor = hidden @ block.contract.weight.T + block.contract.bias
+    return out
 
 
 def plain_attention(block: Any, x: Tensor, mask: Tensor) -> Tensor:
@@ -107,7 +108,8 @@ def plain_attention(block: Any, x: Tensor, mask: Tensor) -> Tensor:
                 keys = [j for j in range(i + 1) if mask[b, j // 3] or j == i]
                 scores = key[b, keys, part] @ query[b, i, part] / math.sqrt(size)
                 out[b, i, part] = scores.softmax(0) @ value[b, keys, part]
-    return out @ attention.projection.weight.T + attention.projection.bias
+    projected: Tensor = out @ attention.projection.weight.T + attention.projection.bias
+    return projected
 
 
 @KINDS
@@ -246,7 +248,7 @@ def test_dropout_acts_where_the_papers_code_has_it(
     attention_dropout, shapes = [], []
     attention, dropout = F.scaled_dot_product_attention, F.dropout
 
-    def spy_attention(*tensors: Tensor, **options: Any) -> Tensor:
+    def spy_attention(*tensors: Any, **options: Any) -> Tensor:
         attention_dropout.append(options["dropout_p"])
         return attention(*tensors, **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ from dtag_fast.training.iql import (
 CPU = torch.device("cpu")
 
 
-def critic_config(**changes: object) -> CriticConfig:
-    settings: dict[str, object] = {
+def critic_config(**changes: Any) -> CriticConfig:
+    settings: dict[str, Any] = {
         "hidden": (16, 16),
         "batch_size": 32,
         "reward_scaling": "none",
@@ -49,7 +50,8 @@ class PlainIql:
         self.config = learner.config
         self.q = [self.head(learner.model, e) for e in range(learner.config.heads)]
         self.target = [self.head(learner.target, e) for e in range(learner.config.heads)]
-        self.v = plain_mlp([(x.weight, x.bias) for x in learner.value.layers])
+        layers: Any = learner.value.layers
+        self.v = plain_mlp([(x.weight, x.bias) for x in layers])
         rate = learner.config.learning_rate
         q_parameters = [p for head in self.q for p in head.parameters()]
         self.q_optimizer = torch.optim.Adam(q_parameters, lr=rate)
@@ -116,7 +118,9 @@ def test_updates_equal_plain_ones(toy_data: Trajectories, order: str, reduction:
         ):
             for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
-    for layer, linear in zip(learner.value.layers, plain.v[::2], strict=True):
+    layers: Any = learner.value.layers
+    linears: Any = plain.v[::2]
+    for layer, linear in zip(layers, linears, strict=True):
         torch.testing.assert_close(layer.weight, linear.weight, rtol=1e-4, atol=1e-5)
 
 
@@ -209,7 +213,7 @@ def test_orthogonal_initial_weights() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"heads": 5}, {"layer_norm": True}, {"activation": "mish"}])
-def test_other_architectures_train(toy_data: Trajectories, changes: dict[str, object]) -> None:
+def test_other_architectures_train(toy_data: Trajectories, changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = critic_config(initialization="default", learning_rate=3e-3, discount=0.5, **changes)
     learner = CriticLearner(toy_data, config, CPU)

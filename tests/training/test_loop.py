@@ -28,9 +28,20 @@ from dtag_fast.training.logs import read_log
 from dtag_fast.training.loop import TrainingDiverged, TrainingResult, resolve_device
 from dtag_fast.training.sequence import load_policy_model, train_policy
 
-SHARED = {"device": "cpu", "threads": 1, "progress": False, "log_every": 5, "checkpoint_every": 10}
-MODEL = {"context_length": 3, "blocks": 1, "embedding_dim": 16, "attention_heads": 2}
-CONFIGS: dict[str, TrainingConfig] = {
+SHARED: dict[str, Any] = {
+    "device": "cpu",
+    "threads": 1,
+    "progress": False,
+    "log_every": 5,
+    "checkpoint_every": 10,
+}
+MODEL: dict[str, Any] = {
+    "context_length": 3,
+    "blocks": 1,
+    "embedding_dim": 16,
+    "attention_heads": 2,
+}
+CONFIGS: dict[str, Any] = {
     "reinformer": PolicyConfig(
         model=ModelConfig(**MODEL, dropout=0.2), steps=60, batch_size=8, **SHARED
     ),
@@ -145,9 +156,8 @@ def test_sigkill_and_resume(kind: str, toy_data: Trajectories, tmp_path: Path) -
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("kind", ["dt", "critic"])
-def test_sigint_saves_and_resumes(kind: str, toy_data: Trajectories, tmp_path: Path) -> None:
-    config = CONFIGS[kind]
+def test_sigint_saves_and_resumes(toy_data: Trajectories, tmp_path: Path) -> None:
+    config = CONFIGS["dt"]
     code, output = run_until(toy_data, config, tmp_path / "run", signal.SIGINT, 13)
     assert code == 130, output
     state = checkpoint.read_state(tmp_path / "run")
@@ -297,7 +307,12 @@ def test_resuming_names_a_field_of_the_model_the_data_and_the_kind(
 def test_cadence_may_change_on_resuming(toy_data: Trajectories, tmp_path: Path) -> None:
     config = CONFIGS["reinformer"]
     train(toy_data, dataclasses.replace(config, steps=20), tmp_path / "parts")
-    cadence = {"log_every": 3, "checkpoint_every": 7, "keep_checkpoints": 5, "evaluation_every": 4}
+    cadence: dict[str, Any] = {
+        "log_every": 3,
+        "checkpoint_every": 7,
+        "keep_checkpoints": 5,
+        "evaluation_every": 4,
+    }
     changed = dataclasses.replace(config, **cadence)
     train(
         toy_data,

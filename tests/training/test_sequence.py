@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from dtag_fast.training.sequence import (
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def small_config(kind: str, **changes: object) -> PolicyConfig:
+def small_config(kind: Any, **changes: Any) -> PolicyConfig:
     """A tiny model that learns fast: no dropout, no warm-up, a large learning rate."""
     model = ModelConfig(
         kind=kind,
@@ -67,10 +68,11 @@ def test_action_nll_is_that_of_torch_distributions() -> None:
     torch.manual_seed(0)
     predicted, actions = torch.randn(2, 2, 3), torch.randn(2, 2, 3)
     log_std = torch.tensor([-1.0, 0.0, 0.5])
-    log_prob = torch.distributions.Normal(predicted, log_std.exp()).log_prob(actions).sum(-1)
+    distributions: Any = torch.distributions
+    log_prob = distributions.Normal(predicted, log_std.exp()).log_prob(actions).sum(-1)
     expected = -(log_prob[0, 0] + log_prob[0, 1] + log_prob[1, 0]) / 3
     torch.testing.assert_close(action_nll(predicted, log_std, actions, MASK), expected)
-    entropy = torch.distributions.Normal(torch.zeros(3), log_std.exp()).entropy().sum()
+    entropy = distributions.Normal(torch.zeros(3), log_std.exp()).entropy().sum()
     torch.testing.assert_close(normal_entropy(log_std), entropy)
 
 
@@ -149,7 +151,8 @@ def test_warmup_and_gradient_clip(toy_data: Trajectories) -> None:
         learner.update(step)
         rate = learner.optimizer.param_groups[0]["lr"]
         assert rate == pytest.approx(1e-3 * min(step / 10, 1.0))
-        norm = torch.stack([p.grad.norm() for p in learner.model.parameters()]).norm()
+        gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         assert float(norm) <= 0.0101
 
 

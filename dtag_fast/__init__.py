@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dtag_fast.data.trajectories import Trajectories as Trajectories
     from dtag_fast.evaluation.rollout import Evaluation as Evaluation
     from dtag_fast.evaluation.rollout import evaluate as evaluate
+    from dtag_fast.models.config import ModelConfig as ModelConfig
     from dtag_fast.models.critic import Critic as Critic
     from dtag_fast.models.normalizer import Normalizer as Normalizer
     from dtag_fast.refinement import RefineInfo as RefineInfo
@@ -31,6 +32,7 @@ _HOME = {
     "Critic": "dtag_fast.models.critic",
     "CriticConfig": "dtag_fast.training.config",
     "Evaluation": "dtag_fast.evaluation.rollout",
+    "ModelConfig": "dtag_fast.models.config",
     "Normalizer": "dtag_fast.models.normalizer",
     "Policy": "dtag_fast.acting.policy",
     "PolicyConfig": "dtag_fast.training.config",

@@ -34,8 +34,9 @@ def list_datasets() -> list[dict[str, Any]]:
 def describe(trajectories: Trajectories) -> dict[str, Any]:
     """The figures of a dataset, JSON values only.
 
-    Returns, lengths and normalised scores as mean, std, min, median and max over episodes; scores
-    once per reference, under its source; observation and action ranges per dimension.
+    Returns, lengths and normalised scores as mean, std, min, median and max over episodes. Scores
+    are on the usual scale, 100 at the reference maximum, and stand under their reference's source
+    (a dataset may have both). Observation and action ranges are per dimension.
     """
     info = trajectories.info
     returns = trajectories.returns()

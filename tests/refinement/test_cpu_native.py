@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import dtag_fast
 from dtag_fast import Critic, Normalizer, RefineInfo, refine
-from dtag_fast.refinement import RefineOptions, cpu
+from dtag_fast.refinement import RefineOptions, cpu, reference
 from dtag_fast.refinement.parity import measure_parity
 
 pytestmark = pytest.mark.skipif(
@@ -275,6 +276,40 @@ def test_large_and_tiny_arguments_of_the_activations() -> None:
         torch.testing.assert_close(moved, slope, rtol=1e-6, atol=2e-5)
 
 
+def rounding_errors(
+    critic: Critic, batch: tuple[Tensor, Tensor], arguments: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Errors [B] against float64: of the backend, and the largest of many float32 references.
+
+    The references have the critic's hidden units in other orders, so that they round otherwise.
+    """
+    options = dtag_fast.Refiner(critic, **arguments).options
+    exact_critic = copy.deepcopy(critic).double()
+    exact, _ = reference.run(exact_critic, batch[0].double(), batch[1].double(), options)
+
+    def error(result: Tensor) -> Tensor:
+        return (result.double() - exact).abs().amax(dim=1)
+
+    reordered = [reference.run(reorder(critic, seed), *batch, options)[0] for seed in range(32)]
+    theirs = torch.stack([error(result) for result in reordered]).amax(dim=0)
+    return error(cpu.run(cpu.pack(critic), *batch, options)[0]), theirs
+
+
+def reorder(critic: Critic, seed: int) -> Critic:
+    """The same function, with its hidden units in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    critic = copy.deepcopy(critic)
+    for i, width in enumerate(critic.hidden):
+        order = torch.randperm(width, generator=generator)
+        vectors = [critic.weights[i], critic.biases[i]]
+        if critic.layer_norm:
+            vectors += [critic.norm_weights[i], critic.norm_biases[i]]
+        for tensor in vectors:
+            tensor.data = tensor.data[:, order]
+        critic.weights[i + 1].data = critic.weights[i + 1].data[:, :, order]
+    return critic
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
     """A critic, the size of a batch and options, all at random."""
@@ -319,7 +354,11 @@ def test_parity_with_random_critics_and_options(case: dict[str, Any]) -> None:
     critic = random_critic(case["seed"], **case["critic"])
     batch = random_batch(critic, case["rows"], case["starts"])
     parity = measure_parity(critic, *batch, backend="cpu", **case["options"])
-    assert parity.holds, parity
+    if not parity.holds:
+        # Some of these problems amplify rounding without a kink: a unit gradient that is nearly 0,
+        # say. Then no row may err more than twice the worst of PyTorch's own roundings of it.
+        ours, theirs = rounding_errors(critic, batch, case["options"])
+        assert (ours <= 2 * theirs + 2e-6).all(), (parity, ours, theirs)
 
 
 # Threads

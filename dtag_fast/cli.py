@@ -38,12 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     module, _, attribute = COMMANDS[name][0].partition(":")
     command_type = getattr(importlib.import_module(module), attribute)
-    command = parse(command_type, f"dtag {name}", arguments[len(name.split()) :])
     try:
+        command = parse(command_type, f"dtag {name}", arguments[len(name.split()) :])
         return int(command.run() or 0)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if str(interrupt):  # training says where it stopped
+            print(f"dtag {name}: {interrupt}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 1
     except (ValueError, TypeError, RuntimeError, OSError, ImportError, LookupError) as error:
         # Messages are written for users; the traceback is for whoever asks for it.
@@ -71,9 +74,11 @@ def _overview(arguments: Sequence[str]) -> int:
         print(f"dtag-fast {__version__}")
         return 0
     shown = {n: c for n, c in COMMANDS.items() if not words or n.split()[0] == words[0]}
-    if not shown or (len(words) > 1):
+    if not shown or len(words) > 1:
         print(f"dtag: no command {' '.join(words)!r}\n", file=sys.stderr)
         asked, shown = False, shown or COMMANDS
+    elif not asked and not words:
+        print(f"dtag: no option {arguments[0]!r} without a command\n", file=sys.stderr)
     out = sys.stdout if asked else sys.stderr
     print("usage: dtag COMMAND [--help] ...\n", file=out)
     for command, (_, description) in shown.items():

@@ -35,7 +35,7 @@ class List:
         console.print(table)
         broken = [row for row in rows if row["problem"] is not None]
         for row in broken:
-            console.print(f"broken: {row['id']}: {row['problem']}", style="red")
+            console.print(f"broken: {row['id']}: {row['problem']}", style="red", markup=False)
         return 1 if broken else 0
 
 
@@ -43,7 +43,7 @@ class List:
 class Info:
     """Describe a dataset: returns, scores, lengths, ranges, where it comes from."""
 
-    id: Annotated[str, tyro.conf.Positional]
+    id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
     """Minari id, or the folder of a dataset."""
 
     download: bool = False

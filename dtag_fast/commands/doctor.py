@@ -16,6 +16,7 @@ class Doctor:
 
         import torch
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         from dtag_fast import __version__, build_info
@@ -29,13 +30,14 @@ class Doctor:
 
         build = Table(title="Compiled extension", show_header=False, title_justify="left")
         for key, value in build_info.describe().items():
-            build.add_row(key, str(value))
+            build.add_row(key, escape(str(value)))
         console.print(build)
 
         backends = Table("backend", "here", "takes", title="Refinement", title_justify="left")
         for name, entry in BACKENDS.items():
             reason = entry.load().unavailable_reason()
-            backends.add_row(name, "yes" if reason is None else f"no: {reason}", entry.limits)
+            here = "yes" if reason is None else f"no: {reason}"
+            backends.add_row(name, escape(here), escape(entry.limits))
         console.print(backends)
 
         packages = Table("package", "version", "for", title="Packages", title_justify="left")
@@ -47,7 +49,7 @@ class Doctor:
                 version = "missing"
                 missing |= extra is None
             purpose = "required" if extra is None else f"pip install 'dtag-fast[{extra}]'"
-            packages.add_row(package, version, purpose)
+            packages.add_row(package, version, escape(purpose))
         console.print(packages)
         return 1 if missing else 0
 
@@ -60,6 +62,8 @@ PACKAGES: dict[str, str | None] = {
     "h5py": None,
     "safetensors": None,
     "tyro": None,
+    "tqdm": None,
+    "rich": None,
     "matplotlib": None,
     "mujoco": "envs",
     "gymnasium-robotics": "envs",

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from dtag_fast.acting.policy import Policy
+    from dtag_fast.data.trajectories import DatasetInfo
     from dtag_fast.evaluation.result import Evaluation
+
+ROWS_FILE = "episodes.jsonl"
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,26 @@ class Evaluate:
         """Evaluate, print the table, write what --out and --video ask for."""
         if self.compare and self.critic is None:
             raise ValueError("--compare: needs --critic, the critic to refine with")
+        if self.out is not None and (self.out / ROWS_FILE).exists():
+            raise ValueError(
+                f"--out: {self.out} already holds an evaluation; choose another folder"
+            )
         from rich.console import Console
 
         from dtag_fast.evaluation.result import compare
         from dtag_fast.evaluation.table import evaluation_table, with_interval
 
         console = Console()
+        # All are loaded before the first one acts: a wrong path is told at once.
+        variants = [
+            (checkpoint, refined, self._load(checkpoint, refined))
+            for checkpoint in self._checkpoints()
+            for refined in self._variants()
+        ]
         results: dict[str, Evaluation] = {}
-        for checkpoint in self._checkpoints():
-            for refined in self._variants():
-                name = f"{checkpoint}, {'refined' if refined else 'unrefined'}"
-                results[name] = self._evaluate(name, checkpoint, refined)
+        for checkpoint, refined, loaded in variants:
+            name = f"{checkpoint}, {'refined' if refined else 'unrefined'}"
+            results[name] = self._evaluate(name, checkpoint, refined, *loaded)
         console.print(evaluation_table(results))
         differences = {}
         if self.compare:
@@ -130,10 +143,10 @@ class Evaluate:
             settings = {key: _plain(value) for key, value in asdict(self).items()}
             self.out.mkdir(parents=True, exist_ok=True)
             write_json(
-                self.out / "summary.json",
+                self.out / SUMMARY_FILE,
                 {"settings": settings, "evaluations": summary, "differences": differences},
             )
-            console.print(f"Rows and summary in {self.out}")
+            console.print(f"Rows and summary in {self.out}", markup=False, soft_wrap=True)
 
     def _variants(self) -> tuple[bool, ...]:
         if self.critic is None:
@@ -149,16 +162,21 @@ class Evaluate:
         return ("last", "best") if pointed(self.policy, "best") is not None else ("last",)
 
     def _evaluate(
-        self, name: str, checkpoint: Literal["last", "best"], refined: bool
+        self,
+        name: str,
+        checkpoint: Literal["last", "best"],
+        refined: bool,
+        policy: Policy,
+        env: str,
+        info: DatasetInfo,
     ) -> Evaluation:
         from dtag_fast.evaluation.rollout import evaluate
         from dtag_fast.evaluation.video import record_video
 
-        policy, env, info = self._load(checkpoint, refined)
         rows = None
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-            rows = self.out / "episodes.jsonl"
+            rows = self.out / ROWS_FILE
         if self.video is not None:
             label = name.replace(", ", "-")
             record_video(policy, env, self.video, 1, self.seed, name=label)
@@ -175,7 +193,9 @@ class Evaluate:
             progress=True,
         )
 
-    def _load(self, checkpoint: Literal["last", "best"], refined: bool) -> tuple[Policy, str, Any]:
+    def _load(
+        self, checkpoint: Literal["last", "best"], refined: bool
+    ) -> tuple[Policy, str, DatasetInfo]:
         """The policy, the environment to act in, and what is known of the policy's dataset."""
         from dtag_fast.acting.policy import Policy
         from dtag_fast.checkpoint import read_state, resolve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ def parse(command_type: type[CommandT], prog: str, arguments: Sequence[str]) -> 
     try:
         default = with_preset(_preset(arguments))
     except ValueError as error:
-        raise SystemExit(f"{prog}: --preset: {error}") from None
+        print(f"{prog}: --preset: {error}", file=sys.stderr)
+        raise SystemExit(2) from None  # the status tyro ends with, too
     command: CommandT = tyro.cli(command_type, prog=prog, args=list(arguments), default=default)
     return command
 

@@ -53,8 +53,9 @@ class TrainPolicy:
     @classmethod
     def with_preset(cls, name: str | None) -> TrainPolicy:
         """The command with the defaults of a preset; `data` and `out` remain to be given."""
-        kind, _, env = (name or "reinformer").partition("-")
-        if kind not in ("dt", "reinformer") or (env and env not in PRESET_ENVS):
+        name = "reinformer" if name is None else name
+        kind, dash, env = name.partition("-")
+        if kind not in ("dt", "reinformer") or (dash and env not in PRESET_ENVS):
             raise ValueError(
                 f"expected dt or reinformer, alone or followed by -ENV with ENV one of "
                 f"{', '.join(PRESET_ENVS)}; got {name!r}"
@@ -62,7 +63,7 @@ class TrainPolicy:
         config = policy_preset(kind, env or "hopper")  # type: ignore[arg-type]
         if not env:
             config = replace(config, target_return=None)  # there is none to ask for in general
-        return cls(data=tyro.MISSING, out=tyro.MISSING, preset=name or "reinformer", config=config)
+        return cls(data=tyro.MISSING, out=tyro.MISSING, preset=name, config=config)
 
     def run(self) -> None:
         """Train, with periodic evaluation where the dataset names its environment."""
@@ -104,17 +105,23 @@ class TrainCritic:
     @classmethod
     def with_preset(cls, name: str | None) -> TrainCritic:
         """The command with the defaults of a preset; `data` and `out` remain to be given."""
-        paper, _, env = (name or "iql").partition("-")
-        if paper not in ("iql", "corl") or (env and env not in PRESET_ENVS):
+        name = "iql" if name is None else name
+        paper, dash, env = name.partition("-")
+        if paper not in ("iql", "corl") or (dash and env not in PRESET_ENVS):
             raise ValueError(
                 f"expected iql or corl, alone or followed by -ENV with ENV one of "
                 f"{', '.join(PRESET_ENVS)}; got {name!r}"
             )
         config = critic_preset(paper, env or "halfcheetah")  # type: ignore[arg-type]
-        return cls(data=tyro.MISSING, out=tyro.MISSING, preset=name or "iql", config=config)
+        return cls(data=tyro.MISSING, out=tyro.MISSING, preset=name, config=config)
 
     def run(self) -> None:
         """Train."""
+        if self.config.evaluation_every:
+            raise ValueError(
+                f"--evaluation-every: expected 0, there is no policy to act with; got "
+                f"{self.config.evaluation_every} (`dtag evaluate` scores a policy with the critic)"
+            )
         from dtag_fast.training.iql import train_critic
 
         data = load_data(self.data, self.maze)

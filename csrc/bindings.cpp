@@ -47,7 +47,8 @@ std::unique_ptr<PackedCritic> pack(int observation_dim, int action_dim, int head
       {"silu", Activation::silu}, {"mish", Activation::mish},
       {"elu", Activation::elu}};
   if (observation_dim < 1 || action_dim < 1 || heads < 1 || layers.empty())
-    throw py::value_error("observation_dim, action_dim, heads, layers: expected at least 1 of each");
+    throw py::value_error(
+        "observation_dim, action_dim, heads, layers: expected at least 1 of each");
   std::vector<LayerSource> sources;
   py::ssize_t inputs = static_cast<py::ssize_t>(observation_dim) + action_dim;
   for (size_t l = 0; l < layers.size(); ++l) {

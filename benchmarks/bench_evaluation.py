@@ -131,7 +131,7 @@ def test_sixteen_environments_at_once(
     print(f"\n{benchmark.name}: {os.cpu_count()} cores, torch {torch.__version__}, fp32")
     for num_envs, (seconds, evaluation) in best.items():
         print(
-            f"  {num_envs:2d} at once, threads {threads[num_envs]}: {1e3 * seconds:.3f} ms an action "
+            f"  {num_envs:2d} at once, threads {threads[num_envs]}: {1e3 * seconds:.3f} ms/action "
             f"(policy {evaluation.policy_ms:.3f}, refinement {evaluation.refinement_ms:.3f}, "
             f"env {evaluation.env_ms:.3f})"
         )

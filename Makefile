@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS := envs,collect,download,video,tensorboard,test,lint
-SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt \
+SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt tools/build_backend.py \
 	$(shell find csrc dtag_fast -type f ! -name '*.so' ! -name '*.pyc')
 
 export MUJOCO_GL ?= egl

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dtag_fast.acting.policy import Policy as Policy
     from dtag_fast.data.trajectories import Trajectories as Trajectories
-    from dtag_fast.evaluation.rollout import Evaluation as Evaluation
+    from dtag_fast.evaluation.result import Evaluation as Evaluation
     from dtag_fast.evaluation.rollout import evaluate as evaluate
     from dtag_fast.models.config import ModelConfig as ModelConfig
     from dtag_fast.models.critic import Critic as Critic
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Critic": "dtag_fast.models.critic",
     "CriticConfig": "dtag_fast.training.config",
-    "Evaluation": "dtag_fast.evaluation.rollout",
+    "Evaluation": "dtag_fast.evaluation.result",
     "ModelConfig": "dtag_fast.models.config",
     "Normalizer": "dtag_fast.models.normalizer",
     "Policy": "dtag_fast.acting.policy",

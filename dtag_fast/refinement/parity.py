@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import Refiner, reference
+from dtag_fast.refinement.backends import BackendName
 from dtag_fast.refinement.inputs import check_inputs
 from dtag_fast.refinement.options import RefineOptions
 
@@ -56,8 +58,36 @@ class Parity:
         return self.excess == 0 and self.q_loss <= 2 * self.reference_q_loss + ABSOLUTE
 
 
+def random_critic(seed: int = 0, *, gain: float = 2.0, **arguments: Any) -> Critic:
+    """A fresh `Critic(**arguments)`, its weights times `gain`: steep enough for steps to matter."""
+    generator = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    defaults: dict[str, Any] = {"observation_dim": 5, "action_dim": 3, "hidden": (33, 20)}
+    critic = Critic(**defaults | arguments)
+    torch.random.set_rng_state(generator)
+    with torch.no_grad():
+        for weight in critic.weights:
+            weight.mul_(gain)
+    return critic
+
+
+def random_batch(
+    critic: Critic, batch: int = 17, *starts: int, seed: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Observations [batch, S], standard normal, and actions [batch, *starts, A] in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    observations = torch.randn(batch, critic.observation_dim, generator=generator)
+    actions = torch.rand(batch, *starts, critic.action_dim, generator=generator) * 2 - 1
+    return observations, actions
+
+
 def measure_parity(
-    critic: nn.Module, observations: Tensor, actions: Tensor, *, backend: str, **options: Any
+    critic: nn.Module,
+    observations: Tensor,
+    actions: Tensor,
+    *,
+    backend: BackendName,
+    **options: Any,
 ) -> Parity:
     """Refine one batch with the backend and with the reference in float32 and float64.
 
@@ -68,7 +98,7 @@ def measure_parity(
         backend: a name in the backend table.
         options: of `dtag_fast.refine`.
     """
-    refiner = Refiner(critic, backend=backend, **options)  # type: ignore[arg-type]
+    refiner = Refiner(critic, backend=backend, **options)
     checked = refiner.options
     inputs = check_inputs(critic, observations, actions)
     exact_critic = copy.deepcopy(critic).double()
@@ -129,7 +159,7 @@ def _shaken(critic: nn.Module, rows: Tensor, points: Tensor, options: RefineOpti
     starts = (points + SHAKE * signs.to(points.device)).flatten(0, 1)
     shaken_critic = _ShakenCritic(critic, generator)
     result, _ = reference.run(shaken_critic, rows.repeat(SHAKES, 1), starts, options)
-    return result.unflatten(0, (SHAKES, len(rows)))
+    return result.reshape(SHAKES, len(rows), result.shape[1])
 
 
 def _largest(values: Tensor) -> float:

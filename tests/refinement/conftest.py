@@ -1,4 +1,4 @@
-"""Every test that takes `backend` runs on each row of the backend table."""
+"""Tests that take `backend` or `fast` run on each row of the backend table."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ import torch
 from torch import Tensor
 
 from dtag_fast.refinement import BACKENDS
+from dtag_fast.refinement.backends import BackendName
 
 
 @pytest.fixture(params=list(BACKENDS))
-def backend(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest) -> BackendName:
     """A backend of the table; skipped, with the reason, where this machine cannot run it."""
-    reason = BACKENDS[request.param].load().unavailable_reason()
+    return _able(request.param)
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+def fast(request: pytest.FixtureRequest) -> BackendName:
+    """A backend other than the reference, to be compared with it."""
+    return _able(request.param)
+
+
+def _able(name: BackendName) -> BackendName:
+    reason = BACKENDS[name].load().unavailable_reason()
     if reason is not None:
-        if request.param == "cpu" and os.environ.get("DTAG_REQUIRE_NATIVE") == "1":
+        if name == "cpu" and os.environ.get("DTAG_REQUIRE_NATIVE") == "1":
             pytest.fail(f"DTAG_REQUIRE_NATIVE is set, but the cpu backend cannot run: {reason}")
-        pytest.skip(f"backend {request.param} cannot run here: {reason}")
-    return str(request.param)
+        pytest.skip(f"backend {name} cannot run here: {reason}")
+    return name
 
 
 @pytest.fixture(autouse=True)

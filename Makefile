@@ -13,7 +13,8 @@ EXTRAS := envs,collect,download,video,tensorboard,test,lint
 SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt tools/build_backend.py \
 	$(shell find csrc dtag_fast -type f ! -name '*.so' ! -name '*.pyc')
 
-export MUJOCO_GL ?= egl
+# Threads that wait for work sleep rather than spin: with a busy neighbour spinning costs tenfold.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint bench clean
 

@@ -3,6 +3,7 @@ refinement on the same starts, report."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Iterator
@@ -110,7 +111,10 @@ def run_demo(directory: Path, config: DemoConfig | None = None) -> dict[str, Eva
         train_critic(data, config.critic, runs / "critic", resume=True)
     policy = Policy.load(runs / "policy")
     critic = Critic.load(runs / "critic")
-    with stages.stage("evaluation", f"{config.episodes} episodes, unrefined and refined"):
+    with (
+        stages.stage("evaluation", f"{config.episodes} episodes, unrefined and refined"),
+        _one_thread(),
+    ):
         results = _evaluate(policy, critic, data, config)
     with stages.stage("report", str(directory)):
         page = _report(directory, data, policy, critic, results, config)
@@ -267,14 +271,12 @@ def _finding(pair: Comparison, config: DemoConfig) -> str:
 
 def _latency(
     policy: Policy, critic: Critic, data: Trajectories, config: DemoConfig
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Median ms of the parts of `Policy.act`, one environment, one thread."""
     assert data.info.env_spec is not None
     env = make_env(data.info.env_spec)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    found = {}
-    try:
+    found: dict[str, dict[str, Any]] = {}
+    with contextlib.closing(env), _one_thread():
         for name, backend in (("refine, as chosen", "auto"), ("reference", "reference")):
             actor = policy.with_refinement(critic, backend=backend, **config.refinement)
             actor.reset()
@@ -290,13 +292,10 @@ def _latency(
                 "model": statistics.median(t for t, _ in times[10:]),
                 "refinement": statistics.median(t for _, t in times[10:]),
             }
-    finally:
-        torch.set_num_threads(threads)
-        env.close()
-    return found  # type: ignore[return-value]
+    return found
 
 
-def _latency_table(latency: dict[str, dict[str, float]]) -> Table:
+def _latency_table(latency: dict[str, dict[str, Any]]) -> Table:
     return Table(
         ["refinement by", "backend", "model ms", "refinement ms"],
         [
@@ -332,6 +331,17 @@ def _data_facts(data: Trajectories) -> dict[str, object]:
         "return": f"{returns.mean():.1f} ± {returns.std():.1f}, best {returns.max():.1f}",
         "fingerprint": data.fingerprint()[:16],
     }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small batches gain nothing from more, and acting times are given for one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Stages:

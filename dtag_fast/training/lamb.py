@@ -2,7 +2,13 @@
 
 Adam with bias correction and weight decay in the step, u = m / (sqrt(v) + eps) + decay * p, where
 each tensor's step is scaled to that tensor's norm: p -= lr * |p| / |u| * u. Before that the whole
-gradient is clipped to norm 1. (Dragon-Zhuang/Reinformer, lamb.py, from facebookresearch/online-dt.)
+gradient is clipped to norm 1.
+
+Since a step is proportional to |p|, a tensor that starts at zero takes one unscaled step and then
+hardly moves: Reinformer's log_std stays near 0 in the published setting, so that its
+log-likelihood is half the squared error plus a constant.
+
+Source: Dragon-Zhuang/Reinformer, lamb.py, which is that of facebookresearch/online-dt.
 """
 
 from __future__ import annotations

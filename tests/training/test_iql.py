@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -242,3 +243,16 @@ def test_critic_load(toy_data: Trajectories, tmp_path: Path) -> None:
     loaded = Critic.load(tmp_path)
     observations, actions = torch.randn(6, 4), torch.rand(6, 2)
     assert torch.equal(trained(observations, actions), loaded(observations, actions))
+
+
+def test_compiled_losses_are_one_graph_and_the_same(
+    toy_data: Trajectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_fast = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compile_fast)
+    losses = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        learner = CriticLearner(toy_data, critic_config(compile=compiled), CPU)
+        losses[compiled] = torch.stack([learner.update(step) for step in range(1, 4)])
+    torch.testing.assert_close(losses[True], losses[False])

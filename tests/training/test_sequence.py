@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,19 @@ def test_episodes_longer_than_the_timestep_embedding_are_refused(
     longest = int(toy_data.lengths().max())
     with pytest.raises(ValueError, match=rf"model\.max_timestep: .*{longest} steps, got 5"):
         train_policy(toy_data, config, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["dt", "reinformer"])
+def test_compiled_losses_are_one_graph_and_the_same(
+    kind: str, toy_data: Trajectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # inductor would take a minute; what can break in our code is the capture of the graph
+    compile_fast = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compile_fast)
+    losses = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        config = small_config(kind, compile=compiled)
+        learner = PolicyLearner(toy_data, config, torch.device("cpu"))
+        losses[compiled] = torch.stack([learner.update(step) for step in range(1, 4)])
+    torch.testing.assert_close(losses[True], losses[False])

@@ -68,7 +68,7 @@ from dtag_fast.training.sequence import train_policy
 data, config, directory = pickle.loads(Path(sys.argv[1]).read_bytes())
 train = train_policy if hasattr(config, "model") else train_critic
 def evaluate(model, step):
-    time.sleep(0.02)  # so that there is time to kill
+    time.sleep(0.05)  # so that there is time to kill
     return {"score": 0.0}
 try:
     train(data, config, directory, evaluate=evaluate)
@@ -118,7 +118,7 @@ def run_until(
         stderr=subprocess.STDOUT,
         text=True,
     ) as child:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and child.poll() is None:
             log = directory / "log.jsonl"
             if log.exists() and any(row["step"] >= step for row in read_log(directory)):

@@ -82,7 +82,7 @@ def test_the_example_runs_and_prints_what_it_says(
     printed = [float(line) for line in capsys.readouterr().out.split()]
     (comment,) = re.findall(r"print\(.*#(.*)", source)
     promised = [float(number) for number in NUMBER.findall(comment)]
-    assert printed == pytest.approx(promised, abs=0.02)
+    assert printed == pytest.approx(promised, abs=0.05)
     assert {path.name for path in tmp_path.iterdir()} == {"datasets", "runs"}
 
 

@@ -53,5 +53,6 @@ def evaluation_table(evaluations: Mapping[str, Evaluation]) -> Table:
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:
-    """12.3 [10.1, 14.2]"""
-    return f"{value:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
+    """12.3 [10.1, 14.2]; with three digits behind the point where all of it is below 10."""
+    digits = 1 if max(abs(value), *map(abs, interval)) >= 10 else 3
+    return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

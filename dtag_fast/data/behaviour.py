@@ -60,11 +60,9 @@ class NumpyPolicy:
         x = np.tanh(a["weight_0"] @ x + a["bias_0"])
         x = np.tanh(a["weight_1"] @ x + a["bias_1"])
         mean = a["weight_2"] @ x + a["bias_2"]
-        if mode == "sampled":
-            std = np.exp(a["log_std"])
-        else:
-            std = NOISE_SHARE * (a["high"] - a["low"])
-            mean = np.clip(mean, a["low"], a["high"])
+        # The noise comes before the clipping: a mean far beyond the box stays at its edge.
+        noise = NOISE_SHARE * (a["high"] - a["low"])
+        std = np.exp(a["log_std"]) if mode == "sampled" else noise
         action = mean + std * generator.standard_normal(len(mean))
         executed: NDArray[np.float32] = np.clip(action, a["low"], a["high"]).astype(np.float32)
         return executed

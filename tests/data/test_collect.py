@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,40 @@ def test_refuses(
     with pytest.raises(ValueError, match=message):
         collect(env_id, tier, **{**TINY, **options})  # type: ignore[arg-type]
     assert not minari_root.exists()
+
+
+@pytest.mark.third_party
+def test_the_numpy_policy_is_the_trained_one() -> None:
+    pytest.importorskip("stable_baselines3")
+    import gymnasium
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    environments = VecNormalize(DummyVecEnv([lambda: gymnasium.make("Hopper-v5")]))
+    agent = PPO("MlpPolicy", environments, n_steps=64, batch_size=64, seed=0, device="cpu")
+    agent.learn(total_timesteps=64)
+    policy = behaviour._extract(agent, environments)
+    quiet = {**policy.arrays, "log_std": np.full(3, -30.0)}
+    generator = np.random.default_rng(0)
+    for observation in generator.normal(size=(20, 11)):
+        expected, _ = agent.predict(environments.normalize_obs(observation), deterministic=True)
+        action = behaviour.NumpyPolicy(quiet, 64).act(observation, "sampled", generator)
+        np.testing.assert_allclose(action, expected, atol=1e-5)
+    environments.close()
+
+
+def test_noise_leaves_a_saturated_mean_at_the_edge_of_the_box() -> None:
+    shapes = {"weight_0": (4, 3), "weight_1": (4, 4), "weight_2": (2, 4)}
+    arrays: dict[str, Any] = {name: np.zeros(shape) for name, shape in shapes.items()}
+    arrays.update({f"bias_{i}": np.zeros(4) for i in (0, 1)}, bias_2=np.array([3.0, 0.0]))
+    arrays.update(log_std=np.zeros(2), mean=np.zeros(3), std=np.ones(3))
+    arrays.update(low=np.full(2, -1, np.float32), high=np.ones(2, np.float32))
+    policy, generator = behaviour.NumpyPolicy(arrays, 0), np.random.default_rng(0)
+    actions = np.array([policy.act(np.zeros(3), "noisy mean", generator) for _ in range(500)])
+    assert (actions[:, 0] == 1.0).all()
+    assert actions[:, 1].std() == pytest.approx(0.1, rel=0.15)
+    sampled = np.array([policy.act(np.zeros(3), "sampled", generator) for _ in range(500)])
+    assert sampled[:, 1].std() > 0.5
 
 
 @pytest.mark.third_party

@@ -82,9 +82,7 @@ class Info:
         summary = Table("per episode", "mean", "std", "min", "median", "max")
         rows = {"return": figures["returns"], "length": figures["lengths"]}
         for source, scores in figures["scores"].items():
-            rows[f"score x100 ({source} references)"] = {
-                key: 100 * scores[key] for key in figures["returns"]
-            }
+            rows[f"score ({source} references)"] = scores
         for name, row in rows.items():
             summary.add_row(
                 name, *(f"{row[k]:.2f}" for k in ("mean", "std", "min", "median", "max"))

@@ -1,4 +1,4 @@
-"""The contract of refinement, point by point, for every backend."""
+"""The contract of refinement, points 1 to 10, for every backend."""
 
 from __future__ import annotations
 
@@ -433,39 +433,3 @@ def test_info_has_one_value_a_row(backend: BackendName) -> None:
         assert value.dtype == dtype, name
     _, info = refine(critic, observations[0], actions[0], backend=backend, return_info=True)
     assert info.q.shape == (1,)
-
-
-# 11. Several starting points
-
-
-@pytest.mark.parametrize("select", ["best", "last"])
-def test_starting_points_compete(backend: BackendName, select: Select) -> None:
-    critic = random_critic()
-    observations, actions = random_batch(critic, 6, 4)
-    arguments: dict[str, Any] = {
-        "backend": backend,
-        "step_size": 0.5,
-        "select": select,
-        "return_info": True,
-    }
-    result, info = refine(critic, observations, actions, **arguments)
-    assert result.shape == (6, 3)
-    singles = [refine(critic, observations, actions[:, n], **arguments) for n in range(4)]
-    q = torch.stack([single_info.q for _, single_info in singles])
-    q_initial = torch.stack([single_info.q_initial for _, single_info in singles])
-    assert torch.equal(info.start, q.argmax(dim=0))
-    torch.testing.assert_close(info.q, q.amax(dim=0))
-    torch.testing.assert_close(info.q_initial, q_initial.amax(dim=0))
-    for row in range(6):
-        torch.testing.assert_close(result[row], singles[int(info.start[row])][0][row])
-
-
-def test_best_of_n(backend: BackendName) -> None:
-    critic = random_critic()
-    observations, actions = random_batch(critic, 12, 5)
-    result = refine(critic, observations, actions, backend=backend, steps=0)
-    q = torch.stack([q_min(critic, observations, actions[:, n]) for n in range(5)])
-    assert torch.equal(result, actions[torch.arange(12), q.argmax(dim=0)])
-    actions[0, 2] = NAN
-    result = refine(critic, observations, actions, backend=backend, steps=0)
-    assert result.isfinite().all()

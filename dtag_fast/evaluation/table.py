@@ -53,6 +53,7 @@ def evaluation_table(evaluations: Mapping[str, Evaluation]) -> Table:
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:
-    """12.3 [10.1, 14.2]; with three digits behind the point where all of it is below 10."""
-    digits = 1 if max(abs(value), *map(abs, interval)) >= 10 else 3
+    """12.3 [10.1, 14.2]; with more digits behind the point where all of it is small."""
+    largest = max(abs(value), *map(abs, interval))
+    digits = 1 if largest >= 10 or largest == 0 else 2 if largest >= 1 else 3
     return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

@@ -85,4 +85,6 @@ def test_a_narrow_terminal_breaks_lines_but_no_numbers() -> None:
 
 def test_a_value_with_its_interval() -> None:
     assert with_interval(12.34, (10.06, 14.2)) == "12.3 [10.1, 14.2]"
-    assert with_interval(-0.5, (-1.0, 0.0)) == "-0.500 [-1.000, 0.000]"
+    assert with_interval(-0.5, (-1.0, 0.0)) == "-0.50 [-1.00, 0.00]"
+    assert with_interval(0.05, (0.0, 0.125)) == "0.050 [0.000, 0.125]"
+    assert with_interval(0.0, (0.0, 0.0)) == "0.0 [0.0, 0.0]"

@@ -88,7 +88,7 @@ def test_info_as_tables(workspace: Any, capsys: pytest.CaptureFixture[str]) -> N
     assert "episodes 100" in out
     assert f"return {figures['returns']['mean']:.2f} {figures['returns']['std']:.2f}" in out
     assert f"action 0 {figures['actions']['min'][0]:.3f}" in out
-    assert f"(minari references) {100 * figures['scores']['minari']['mean']:.2f}" in out
+    assert f"(minari references) {figures['scores']['minari']['mean']:.2f}" in out
     assert "generator_version" in out
 
 

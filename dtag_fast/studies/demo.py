@@ -85,6 +85,11 @@ class DemoConfig:
     )
 
 
+CAVEAT = (
+    "The Reinformer is small and trained for minutes, on data of a controller that was sent to a "
+    "new goal each time it had reached one. It copies how that controller moves; where to move to, "
+    "the critic knows better."
+)
 # Seconds on two cores, for the estimate of what remains.
 STAGES = {"dataset": 45.0, "policy": 200.0, "critic": 180.0, "evaluation": 60.0, "report": 10.0}
 
@@ -182,15 +187,15 @@ def _report(
         for refined, result in zip((False, True), results.values(), strict=True)
     ]
     sections = [
-        Section("Scores", [_score_table(results), Text(_finding(pair, config)), _score_plot(rows)]),
+        Section("Scores", [_score_table(results), Text(CAVEAT), _score_plot(rows)]),
         Section("Time of an action, one environment", [_latency_table(latency)]),
         Section(
             "The critic's landscape",
             [
                 Text(
-                    "What the critic thinks of every force that could be applied at one "
-                    f"observation of the data ({point}), and the paths that refinement takes from "
-                    "the policy's action and from a few others."
+                    "What the critic thinks of every force that could be applied where an episode "
+                    f"starts, at {point}, and the paths that refinement takes from the policy's "
+                    "action and from four others."
                 ),
                 Plot(
                     "landscape",
@@ -283,7 +288,10 @@ def _latency(
     env = make_env(data.info.env_spec)
     found: dict[str, dict[str, Any]] = {}
     with contextlib.closing(env), _one_thread():
-        for name, backend in (("refine, as chosen", "auto"), ("reference", "reference")):
+        for name, backend in (
+            ("dtag_fast.refine", "auto"),
+            ("dtag_fast.reference.refine", "reference"),
+        ):
             actor = policy.with_refinement(critic, backend=backend, **config.refinement)
             actor.reset()
             observation, _ = env.reset(seed=config.seed)
@@ -326,7 +334,7 @@ def _landscape(
     others = np.array([[-0.7, -0.7], [-0.7, 0.7], [0.7, -0.7], [0.7, 0.7]], dtype=np.float32)
     paths = refinement_paths(critic, observation, np.vstack([own, others]), **config.refinement)
     figure = critic_landscape(critic, observation, paths, names=("force in x", "force in y"))
-    return figure, f"position ({observation[0]:.2f}, {observation[1]:.2f}), at the start"
+    return figure, f"({observation[0]:.2f}, {observation[1]:.2f})"
 
 
 def _data_facts(data: Trajectories) -> dict[str, object]:

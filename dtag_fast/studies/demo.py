@@ -91,7 +91,7 @@ CAVEAT = (
     "the critic knows better."
 )
 # Seconds on two cores, for the estimate of what remains.
-STAGES = {"dataset": 45.0, "policy": 200.0, "critic": 180.0, "evaluation": 60.0, "report": 10.0}
+STAGES = {"dataset": 30.0, "policy": 220.0, "critic": 240.0, "evaluation": 60.0, "report": 10.0}
 
 
 def run_demo(directory: Path, config: DemoConfig | None = None) -> dict[str, Evaluation]:

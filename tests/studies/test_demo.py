@@ -90,7 +90,7 @@ def test_the_report_holds_everything(
         assert found["evaluations"][name]["return"]["mean"] == pytest.approx(result.mean)
     assert found["policy"]["steps"] == 30
     assert found["refinement"]["steps"] == 10
-    assert set(found["latency_ms"]) == {"refine, as chosen", "reference"}
+    assert set(found["latency_ms"]) == {"dtag_fast.refine", "dtag_fast.reference.refine"}
 
 
 def test_a_second_run_does_nothing_again_and_finds_the_same(

@@ -13,7 +13,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from dtag_fast.data.trajectories import Trajectories
-from dtag_fast.data.windows import Padding, Sampling, TransitionSampler, WindowSampler
+from dtag_fast.data.windows import Padding, Sampling, WindowSampler
 
 STEPS, EPISODE, OBSERVATION_DIM, ACTION_DIM = 1_000_000, 1000, 17, 6
 BUDGET_SECONDS = 2e-3
@@ -75,12 +75,4 @@ def test_windows(
     sampler = WindowSampler(trajectories, 20, sampling=sampling, padding=padding, seed=0)
     batch = benchmark(sampler.sample, 256)
     assert batch.mask.shape == (256, 20)
-    show(benchmark, batch, bytes_per_second)
-
-
-def test_transitions(
-    benchmark: BenchmarkFixture, trajectories: Trajectories, bytes_per_second: float
-) -> None:
-    sampler = TransitionSampler(trajectories, seed=0)
-    batch = benchmark(sampler.sample, 256)
     show(benchmark, batch, bytes_per_second)

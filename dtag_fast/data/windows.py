@@ -1,6 +1,6 @@
-"""Random windows for sequence models and random transitions for critics, as vectorised gathers.
+"""Random windows for sequence models, as vectorised gathers.
 
-Both samplers own their generator (PCG64), so a run that saves `state_dict` and loads it again draws
+The sampler owns its generator (PCG64), so a run that saves `state_dict` and loads it again draws
 the same batches as one that never stopped.
 """
 
@@ -28,17 +28,6 @@ class Windows:
     returns_to_go: NDArray[np.float32]  # [B, K], raw reward units
     timesteps: NDArray[np.int64]  # [B, K], position in the episode
     mask: NDArray[np.bool_]  # [B, K], True for a real step
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """B steps; `terminations` alone ends the value, a truncated step bootstraps."""
-
-    observations: NDArray[np.float32]  # [B, S]
-    actions: NDArray[np.float32]  # [B, A]
-    rewards: NDArray[np.float32]  # [B]
-    next_observations: NDArray[np.float32]  # [B, S]
-    terminations: NDArray[np.bool_]  # [B]
 
 
 class WindowSampler:
@@ -121,70 +110,23 @@ class WindowSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """The generator's state and what it belongs to; JSON values only."""
-        return {**self._settings(), "generator": _generator_state(self._generator)}
+        return {**self._settings(), "generator": dict(self._generator.bit_generator.state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken. ValueError if it belongs to other settings."""
-        _restore(self._generator, state, self._settings())
+        settings = self._settings()
+        found = {name: state.get(name) for name in settings}
+        if found != settings:
+            raise ValueError(
+                f"state: it was taken from a sampler with {found}, this one has {settings}"
+            )
+        self._generator.bit_generator.state = state["generator"]
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "sampler": "windows",
             "context_length": self.context_length,
             "sampling": self.sampling,
             "padding": self.padding,
             "episodes": self.trajectories.episodes,
             "steps": self.trajectories.steps,
         }
-
-
-class TransitionSampler:
-    """Steps drawn uniformly, with replacement, from the whole dataset."""
-
-    def __init__(self, trajectories: Trajectories, *, seed: int) -> None:
-        self.trajectories = trajectories
-        self._generator = np.random.Generator(np.random.PCG64(seed))
-
-    def sample(self, batch_size: int) -> Transitions:
-        """`batch_size` independent transitions."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        data = self.trajectories
-        rows = self._generator.integers(data.steps, size=batch_size)
-        return Transitions(
-            data.observations[rows],
-            data.actions[rows],
-            data.rewards[rows],
-            data.next_observations[rows],
-            data.terminations[rows],
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The generator's state and what it belongs to; JSON values only."""
-        return {**self._settings(), "generator": _generator_state(self._generator)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken. ValueError if it belongs to other data."""
-        _restore(self._generator, state, self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "sampler": "transitions",
-            "episodes": self.trajectories.episodes,
-            "steps": self.trajectories.steps,
-        }
-
-
-def _generator_state(generator: np.random.Generator) -> dict[str, Any]:
-    return dict(generator.bit_generator.state)
-
-
-def _restore(
-    generator: np.random.Generator, state: Mapping[str, Any], settings: Mapping[str, Any]
-) -> None:
-    found = {name: state.get(name) for name in settings}
-    if found != settings:
-        raise ValueError(
-            f"state: it was taken from a sampler with {found}, this one has {settings}"
-        )
-    generator.bit_generator.state = state["generator"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtag_fast.data.trajectories import Trajectories
-from dtag_fast.data.windows import Padding, Sampling, TransitionSampler, WindowSampler
+from dtag_fast.data.windows import Padding, Sampling, WindowSampler
 
 Build = Callable[..., Trajectories]
 
@@ -112,8 +112,6 @@ def test_state_of_other_settings_is_refused() -> None:
     other = WindowSampler(data, 5, sampling="trajectory", padding="right", seed=5)
     with pytest.raises(ValueError, match="context_length"):
         other.load_state_dict(sampler.state_dict())
-    with pytest.raises(ValueError, match="sampler"):
-        TransitionSampler(data, seed=0).load_state_dict(sampler.state_dict())
 
 
 def test_batches_do_not_share_memory_with_the_dataset() -> None:
@@ -121,25 +119,6 @@ def test_batches_do_not_share_memory_with_the_dataset() -> None:
     batch = WindowSampler(data, 9, sampling="trajectory", padding="right", seed=0).sample(2)
     batch.observations[:] = -1
     assert data.observations.min() == 0
-
-
-def test_transitions_are_rows_of_the_dataset(build: Build) -> None:
-    data = build([4, 1, 6])
-    sampler = TransitionSampler(data, seed=3)
-    batch = sampler.sample(200)
-    key = data.observations[:, 0].tolist()
-    rows = [key.index(value) for value in batch.observations[:, 0].tolist()]
-    assert set(rows) == set(range(11))
-    np.testing.assert_array_equal(batch.observations, data.observations[rows])
-    np.testing.assert_array_equal(batch.actions, data.actions[rows])
-    np.testing.assert_array_equal(batch.rewards, data.rewards[rows])
-    np.testing.assert_array_equal(batch.next_observations, data.next_observations[rows])
-    np.testing.assert_array_equal(batch.terminations, data.terminations[rows])
-    state = json.loads(json.dumps(sampler.state_dict()))
-    expected = sampler.sample(7)
-    resumed = TransitionSampler(data, seed=0)
-    resumed.load_state_dict(state)
-    np.testing.assert_array_equal(resumed.sample(7).rewards, expected.rewards)
 
 
 @pytest.mark.parametrize(
@@ -160,5 +139,3 @@ def test_refuses_an_empty_batch() -> None:
     sampler = WindowSampler(numbered([3]), 2, sampling="length", padding="left", seed=0)
     with pytest.raises(ValueError, match="batch_size"):
         sampler.sample(0)
-    with pytest.raises(ValueError, match="batch_size"):
-        TransitionSampler(numbered([3]), seed=0).sample(0)

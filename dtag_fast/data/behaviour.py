@@ -13,8 +13,6 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +22,7 @@ from gymnasium import Env, Wrapper
 from numpy.typing import NDArray
 
 from dtag_fast.data.storage import datasets_root
+from dtag_fast.threads import torch_threads
 
 ActionMode = Literal["sampled", "noisy mean"]
 
@@ -189,7 +188,7 @@ def _train(
     policies: list[NumpyPolicy] = []
     recorder = _Recorder()
 
-    with _one_thread():
+    with torch_threads(1):
         environments = VecNormalize(
             DummyVecEnv([lambda: _Recording(gymnasium.make(env_id), recorder)] * ENVIRONMENTS),
             clip_obs=CLIP_OBSERVATION,
@@ -220,19 +219,6 @@ def _train(
         environments.close()
     recorder.episodes.sort(key=lambda item: item[0])
     return policies, recorder.episodes
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """These networks are so small that a second thread only costs."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _extract(agent: Any, environments: Any) -> NumpyPolicy:

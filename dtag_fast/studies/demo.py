@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -29,6 +28,7 @@ from dtag_fast.models.critic import Critic
 from dtag_fast.studies import plots
 from dtag_fast.studies.landscape import critic_landscape, refinement_paths
 from dtag_fast.studies.report import Facts, Plot, Section, Table, Text, write_report
+from dtag_fast.threads import torch_threads
 from dtag_fast.training.config import CriticConfig, PolicyConfig, critic_preset, policy_preset
 from dtag_fast.training.iql import train_critic
 from dtag_fast.training.logs import read_log
@@ -58,7 +58,7 @@ def _policy() -> PolicyConfig:
 
 
 def _critic() -> CriticConfig:
-    """The IQL authors' critic with the expectile they use for mazes, for fewer steps."""
+    """The IQL authors' critic with the expectile they use for AntMaze, for fewer steps."""
     return replace(
         critic_preset("iql", "maze2d-umaze"),
         expectile=0.9,
@@ -124,7 +124,7 @@ def run_demo(directory: Path, config: DemoConfig | None = None) -> dict[str, Eva
     critic = Critic.load(runs / "critic")
     with (
         stages.stage("evaluation", f"{config.episodes} episodes, unrefined and refined"),
-        _one_thread(),
+        torch_threads(1),
     ):
         results = _evaluate(policy, critic, data, config)
     with stages.stage("report", str(directory)):
@@ -177,13 +177,7 @@ def _report(
         {"Reinformer": read_log(runs / "policy"), "IQL critic": read_log(runs / "critic")}
     )
     rows = [
-        plots.ScoreRow(
-            "Reinformer",
-            refined,
-            result.returns.tolist(),
-            result.interval(),
-            [episode.seed for episode in result.episodes],
-        )
+        plots.ScoreRow.of("Reinformer", refined, result)
         for refined, result in zip((False, True), results.values(), strict=True)
     ]
     sections = [
@@ -287,7 +281,7 @@ def _latency(
     assert data.info.env_spec is not None
     env = make_env(data.info.env_spec)
     found: dict[str, dict[str, Any]] = {}
-    with contextlib.closing(env), _one_thread():
+    with contextlib.closing(env), torch_threads(1):
         for name, backend in (
             ("dtag_fast.refine", "auto"),
             ("dtag_fast.reference.refine", "reference"),
@@ -345,17 +339,6 @@ def _data_facts(data: Trajectories) -> dict[str, object]:
         "return": f"{returns.mean():.1f} ± {returns.std():.1f}, best {returns.max():.1f}",
         "fingerprint": data.fingerprint()[:16],
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small batches gain nothing from more, and acting times are given for one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Stages:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from dtag_fast import __version__, checkpoint
 from dtag_fast.data.trajectories import Trajectories
+from dtag_fast.threads import torch_threads
 from dtag_fast.training.config import TrainingConfig
 from dtag_fast.training.interrupt import Interrupt, TrainingInterrupted
 from dtag_fast.training.logs import RunLog
@@ -361,15 +362,9 @@ def resolve_device(name: str) -> torch.device:
 @contextmanager
 def _torch_settings(config: TrainingConfig, device: torch.device) -> Iterator[None]:
     """Threads and seed for a run; the caller's come back afterwards."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(_cuda_devices(device)):
+    with torch_threads(config.threads), torch.random.fork_rng(_cuda_devices(device)):
         torch.manual_seed(config.seed)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:

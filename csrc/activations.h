@@ -5,8 +5,10 @@
 #include <cmath>
 
 #include "refine.h"
+#include "target.h"
 
 namespace dtag {
+inline namespace DTAG_TARGET {
 
 struct ValueAndSlope {
   float value;
@@ -78,4 +80,5 @@ inline void activate_all(Activation activation, const float* z, int n, float neg
   }
 }
 
+}  // namespace DTAG_TARGET
 }  // namespace dtag

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "execution.h"
+#include "kernels.h"
 #include "packed_critic.h"
 #include "refine.h"
 
@@ -40,7 +42,10 @@ const float* checked(const char* name, const FloatArray& array, std::vector<py::
 std::unique_ptr<PackedCritic> pack(int observation_dim, int action_dim, int heads,
                                    const std::string& activation, float negative_slope,
                                    const FloatArray& mean, const FloatArray& std,
-                                   const std::vector<std::vector<FloatArray>>& layers) {
+                                   const std::vector<std::vector<FloatArray>>& layers,
+                                   const std::string& precision) {
+  static const std::map<std::string, Precision> precisions = {{"fp32", Precision::fp32},
+                                                              {"bf16", Precision::bf16}};
   static const std::map<std::string, Activation> activations = {
       {"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu},
       {"tanh", Activation::tanh}, {"gelu", Activation::gelu},
@@ -75,7 +80,8 @@ std::unique_ptr<PackedCritic> pack(int observation_dim, int action_dim, int head
   return std::make_unique<PackedCritic>(
       observation_dim, action_dim, heads, word("activation", activation, activations),
       negative_slope, checked("mean", mean, {observation_dim}),
-      checked("std", std, {observation_dim}), sources);
+      checked("std", std, {observation_dim}), sources,
+      word("precision", precision, precisions));
 }
 
 // Options with the memory of their box.
@@ -121,23 +127,12 @@ class OwnedOptions {
   Options view_;
 };
 
-// Memory that a thread keeps between its calls.
-Workspace thread_workspace(const Critic& critic) {
-  thread_local size_t capacity = 0;
-  thread_local std::unique_ptr<AlignedFloats> floats;
-  thread_local std::vector<int32_t> indices;
-  const WorkspaceSize size = workspace_size_scalar(critic);
-  if (size.floats > capacity) {
-    floats = std::make_unique<AlignedFloats>(size.floats);
-    capacity = size.floats;
-  }
-  if (size.indices > indices.size()) indices.resize(size.indices);
-  return {floats->data(), indices.data()};
-}
-
-void refine(const PackedCritic& critic, const OwnedOptions& options, int64_t rows, int64_t starts,
+// Returns the algorithm used.
+std::string run(const PackedCritic& critic, const OwnedOptions& options,
+                const std::string& algorithm, int threads, int64_t rows, int64_t starts,
             uintptr_t observations, uintptr_t actions, uintptr_t result, uintptr_t q,
-            uintptr_t q_initial, uintptr_t best_step, uintptr_t start, uintptr_t distance) {
+            uintptr_t q_initial, uintptr_t best_step, uintptr_t start, uintptr_t distance,
+            uintptr_t flips, uintptr_t dense_steps) {
   const size_t box = options.box_size();
   if (box != 0 && box != static_cast<size_t>(critic.view().action_dim))
     throw py::value_error("options: their box has another size than the critic's actions");
@@ -145,9 +140,18 @@ void refine(const PackedCritic& critic, const OwnedOptions& options, int64_t row
                     reinterpret_cast<const float*>(actions)};
   const Result into{reinterpret_cast<float*>(result),      reinterpret_cast<float*>(q),
                     reinterpret_cast<float*>(q_initial),   reinterpret_cast<int64_t*>(best_step),
-                    reinterpret_cast<int64_t*>(start),     reinterpret_cast<float*>(distance)};
-  const py::gil_scoped_release release;
-  refine_scalar(critic.view(), options.view(), batch, into, thread_workspace(critic.view()));
+                    reinterpret_cast<int64_t*>(start),     reinterpret_cast<float*>(distance),
+                    reinterpret_cast<int64_t*>(flips),     reinterpret_cast<int64_t*>(dense_steps)};
+  static const std::map<std::string, Algorithm> algorithms = {{"auto", Algorithm::automatic},
+                                                              {"dense", Algorithm::dense},
+                                                              {"walk", Algorithm::walk}};
+  Execution execution{word("algorithm", algorithm, algorithms), threads};
+  execution.algorithm = choose(critic.view(), options.view(), batch, execution.algorithm);
+  {
+    const py::gil_scoped_release release;
+    refine(critic.view(), options.view(), batch, into, execution);
+  }
+  return execution.algorithm == Algorithm::walk ? "walk" : "dense";
 }
 
 py::dict build_info() {
@@ -172,7 +176,8 @@ PYBIND11_MODULE(_native, module) {
   py::class_<PackedCritic>(module, "PackedCritic")
       .def(py::init(&pack), py::arg("observation_dim"), py::arg("action_dim"), py::arg("heads"),
            py::arg("activation"), py::arg("negative_slope"), py::arg("mean").noconvert(),
-           py::arg("std").noconvert(), py::arg("layers").noconvert())
+           py::arg("std").noconvert(), py::arg("layers").noconvert(),
+           py::arg("precision") = "fp32")
       .def_property_readonly("observation_dim",
                              [](const PackedCritic& self) { return self.view().observation_dim; })
       .def_property_readonly("action_dim",
@@ -186,9 +191,12 @@ PYBIND11_MODULE(_native, module) {
            py::arg("low"), py::arg("high"), py::arg("ensemble"), py::arg("lcb_k"),
            py::arg("select"), py::arg("max_distance"), py::arg("gradient"));
 
-  module.def("refine", &refine, py::arg("critic"), py::arg("options"), py::arg("rows"),
-             py::arg("starts"), py::arg("observations"), py::arg("actions"), py::arg("result"),
+  module.def("isa", [] { return kernels().isa; });
+  module.def("isas", &runnable_isas);
+  module.def("select_isa", &select_isa, py::arg("name"));
+  module.def("refine", &run, py::arg("critic"), py::arg("options"), py::arg("algorithm"),
+             py::arg("threads"), py::arg("rows"), py::arg("starts"), py::arg("observations"), py::arg("actions"), py::arg("result"),
              py::arg("q"), py::arg("q_initial"), py::arg("best_step"), py::arg("start"),
-             py::arg("distance"));
+             py::arg("distance"), py::arg("flips"), py::arg("dense_steps"));
   module.def("build_info", &build_info);
 }

@@ -4,8 +4,10 @@
 #include <cmath>
 
 #include "refine.h"
+#include "target.h"
 
 namespace dtag {
+inline namespace DTAG_TARGET {
 
 // Q of the heads' values q [E]; factor [E] = dQ/dq. A NaN counts as the lowest value of all.
 inline float combine(const Options& options, const float* q, int heads, float* factor) {
@@ -38,4 +40,5 @@ inline float combine(const Options& options, const float* q, int heads, float* f
   return mean - options.lcb_k * deviation;
 }
 
+}  // namespace DTAG_TARGET
 }  // namespace dtag

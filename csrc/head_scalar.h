@@ -42,7 +42,7 @@ class Head {
   // Q of the observed row and the action [A].
   float value(const float* action) const {
     const int depth = critic_.hidden_layers;
-    if (depth == 0) return share_[0] + dot(action_weights(), action, critic_.action_dim);
+    if (depth == 0) return share_[0] + dot(linear_weights(), action, critic_.action_dim);
     for (int l = 0; l < depth; ++l) {
       const Layer& layer = critic_.layers[l];
       const Trace at = trace(l);
@@ -63,7 +63,7 @@ class Head {
   void add_gradient(float factor, float* gradient) const {
     const int depth = critic_.hidden_layers;
     if (depth == 0) {
-      for (int k = 0; k < critic_.action_dim; ++k) gradient[k] += factor * action_weights()[k];
+      for (int k = 0; k < critic_.action_dim; ++k) gradient[k] += factor * linear_weights()[k];
       return;
     }
     float *d = d_, *d_below = d_below_;
@@ -80,7 +80,7 @@ class Head {
     }
     const int width = critic_.layers[0].outputs;
     for (int k = 0; k < critic_.action_dim; ++k)
-      gradient[k] += factor * dot(action_weights() + static_cast<size_t>(k) * width, d, width);
+      gradient[k] += factor * dot(action_weights() + static_cast<size_t>(k) * padded(width), d, width);
   }
 
  private:
@@ -101,20 +101,26 @@ class Head {
     return {at, at + n, at + 2 * n, at + 3 * n};
   }
 
-  // y [width] += x [n] times rows [n, width]
+  // y [width] += x [n] times rows [n, padded(width)]
   void add_product(const float* rows, int width, const float* x, int n, float* y) const {
     add_rows(rows, width, x, indices_, visited(x, n, critic_.finite, indices_), y);
   }
 
   // This head's part of a layer's arrays.
-  size_t vector(const Layer& layer) const { return static_cast<size_t>(head_) * layer.outputs; }
-  size_t matrix(const Layer& layer) const { return vector(layer) * layer.inputs; }
-  const float* weight(const Layer& layer) const { return layer.weight + matrix(layer); }
-  const float* transposed(const Layer& layer) const { return layer.transposed + matrix(layer); }
+  size_t vector(const Layer& layer) const {
+    return static_cast<size_t>(head_) * padded(layer.outputs);
+  }
+  const float* weight(const Layer& layer) const {
+    return layer.weight + static_cast<size_t>(head_) * layer.outputs * padded(layer.inputs);
+  }
+  const float* transposed(const Layer& layer) const { return layer.transposed + vector(layer) * layer.inputs; }
   const float* bias(const Layer& layer) const { return layer.bias + vector(layer); }
-  const float* action_weights() const {  // W_1a^T [A, H_1]
+  const float* action_weights() const {  // W_1a^T [A, padded(H_1)]
     const Layer& first = critic_.layers[0];
-    return transposed(first) + static_cast<size_t>(critic_.observation_dim) * first.outputs;
+    return transposed(first) + static_cast<size_t>(critic_.observation_dim) * padded(first.outputs);
+  }
+  const float* linear_weights() const {  // [A], of a critic without hidden layers
+    return weight(critic_.layers[0]) + critic_.observation_dim;
   }
 
   // value = norm_weight * (z - mean) / std + norm_bias, in place; mean and std over the layer

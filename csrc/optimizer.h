@@ -5,8 +5,10 @@
 #include <cmath>
 
 #include "refine.h"
+#include "target.h"
 
 namespace dtag {
+inline namespace DTAG_TARGET {
 
 // action [n] += the update number `step` (1, 2, ...) for the gradient [n]. `first` [n] is the
 // momentum buffer or Adam's first moment, `second` [n] the mean square; both start as zeros.
@@ -49,4 +51,5 @@ inline void add_update(const Options& options, int step, const float* gradient, 
   }
 }
 
+}  // namespace DTAG_TARGET
 }  // namespace dtag

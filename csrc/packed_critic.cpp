@@ -2,67 +2,137 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace dtag {
 namespace {
 
-size_t packed_size(int observation_dim, int heads, const std::vector<LayerSource>& sources) {
-  size_t count = 2 * AlignedFloats::padded(observation_dim);
-  for (const LayerSource& source : sources) {
-    const size_t weights = static_cast<size_t>(heads) * source.inputs * source.outputs;
-    const size_t outputs = static_cast<size_t>(heads) * source.outputs;
-    count += 2 * AlignedFloats::padded(weights) + 3 * AlignedFloats::padded(outputs);
-  }
-  return count;
+bool all_finite(const float* x, size_t n) {
+  return x == nullptr || std::all_of(x, x + n, [](float value) { return std::isfinite(value); });
 }
 
-bool all_finite(const float* x, size_t n) {
-  return std::all_of(x, x + n, [](float value) { return std::isfinite(value); });
+bool all_finite(const Layer& layer, int heads) {
+  const size_t outputs = static_cast<size_t>(heads) * padded(layer.outputs);
+  const size_t weights = static_cast<size_t>(heads) * layer.outputs * padded(layer.inputs);
+  return all_finite(layer.weight, weights) && all_finite(layer.bias, outputs) &&
+         all_finite(layer.norm_weight, outputs) && all_finite(layer.norm_bias, outputs);
+}
+
+// The upper half of the nearest float that has zeros in the lower one; even on a tie.
+uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  if (!std::isfinite(x)) return static_cast<uint16_t>(bits >> 16 | (std::isnan(x) ? 0x40 : 0));
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float from_bfloat16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// Hands out the parts of one block of zeros; with a null block it only adds up their sizes.
+class Arena {
+ public:
+  explicit Arena(float* block) : block_(block) {}
+
+  float* take(size_t floats) {
+    float* const taken = block_ == nullptr ? nullptr : block_ + used_;
+    used_ += (floats + padding - 1) / padding * padding;
+    return taken;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  float* block_;
+  size_t used_ = 0;
+};
+
+// source [rows, columns] to [rows, padded(columns)]
+float* pack_rows(Arena& arena, const float* source, int rows, int columns) {
+  if (source == nullptr) return nullptr;
+  float* const into = arena.take(static_cast<size_t>(rows) * padded(columns));
+  for (int row = 0; into != nullptr && row < rows; ++row)
+    std::copy_n(source + static_cast<size_t>(row) * columns, columns,
+                into + static_cast<size_t>(row) * padded(columns));
+  return into;
+}
+
+// [heads, rows, padded(columns)] to [heads, columns, padded(rows)]
+const float* pack_transposed(Arena& arena, const float* from, int heads, int rows, int columns) {
+  float* const into = arena.take(static_cast<size_t>(heads) * columns * padded(rows));
+  if (into == nullptr) return nullptr;
+  for (int head = 0; head < heads; ++head)
+    for (int row = 0; row < rows; ++row)
+      for (int column = 0; column < columns; ++column)
+        into[(static_cast<size_t>(head) * columns + column) * padded(rows) + row] =
+            from[(static_cast<size_t>(head) * rows + row) * padded(columns) + column];
+  return into;
+}
+
+const uint16_t* pack_bf16(Arena& arena, const float* from, size_t count) {
+  auto* const into = reinterpret_cast<uint16_t*>(arena.take((count + 1) / 2));
+  if (into != nullptr) std::transform(from, from + count, into, to_bfloat16);
+  return into;
+}
+
+// The layer in the arena's memory.
+Layer pack_layer(Arena& arena, const LayerSource& source, int heads, bool bf16) {
+  Layer layer;
+  layer.inputs = source.inputs;
+  layer.outputs = source.outputs;
+  const size_t weights = static_cast<size_t>(heads) * source.outputs * padded(source.inputs);
+  float* const weight = pack_rows(arena, source.weight, heads * source.outputs, source.inputs);
+  if (bf16 && weight != nullptr)
+    std::transform(weight, weight + weights, weight,
+                   [](float x) { return from_bfloat16(to_bfloat16(x)); });
+  layer.weight = weight;
+  layer.transposed =
+      pack_transposed(arena, layer.weight, heads, source.outputs, source.inputs);
+  layer.bias = pack_rows(arena, source.bias, heads, source.outputs);
+  layer.norm_weight = pack_rows(arena, source.norm_weight, heads, source.outputs);
+  layer.norm_bias = pack_rows(arena, source.norm_bias, heads, source.outputs);
+  if (bf16) {
+    layer.weight_bf16 = pack_bf16(arena, layer.weight, weights);
+    layer.transposed_bf16 =
+        pack_bf16(arena, layer.transposed,
+                  static_cast<size_t>(heads) * source.inputs * padded(source.outputs));
+  }
+  return layer;
 }
 
 }  // namespace
 
 PackedCritic::PackedCritic(int observation_dim, int action_dim, int heads, Activation activation,
                            float negative_slope, const float* mean, const float* std,
-                           const std::vector<LayerSource>& sources)
-    : floats_(packed_size(observation_dim, heads, sources)) {
-  float* next = floats_.data();
-  const auto take = [&next](size_t count) {
-    float* const taken = next;
-    next += AlignedFloats::padded(count);
-    return taken;
+                           const std::vector<LayerSource>& sources, Precision precision)
+    : floats_(0) {
+  const auto pack = [&](float* block) {
+    Arena arena(block);
+    view_.mean = pack_rows(arena, mean, 1, observation_dim);
+    view_.std = pack_rows(arena, std, 1, observation_dim);
+    layers_.clear();
+    for (size_t l = 0; l < sources.size(); ++l) {
+      const bool between = l > 0 && l + 1 < sources.size();
+      layers_.push_back(
+          pack_layer(arena, sources[l], heads, between && precision == Precision::bf16));
+    }
+    return arena.used();
   };
-  const auto copy = [&take](const float* source, size_t count) -> const float* {
-    return source == nullptr ? nullptr : std::copy_n(source, count, take(count)) - count;
-  };
+  const size_t size = pack(nullptr);
+  floats_ = AlignedFloats(size);
+  std::fill_n(floats_.data(), size, 0.0f);
+  pack(floats_.data());
 
   view_.observation_dim = observation_dim;
   view_.action_dim = action_dim;
   view_.heads = heads;
   view_.activation = activation;
   view_.negative_slope = negative_slope;
-  view_.mean = copy(mean, observation_dim);
-  view_.std = copy(std, observation_dim);
-  for (const LayerSource& source : sources) {
-    const size_t matrix = static_cast<size_t>(source.inputs) * source.outputs;
-    const size_t outputs = static_cast<size_t>(heads) * source.outputs;
-    Layer layer;
-    layer.inputs = source.inputs;
-    layer.outputs = source.outputs;
-    layer.weight = copy(source.weight, heads * matrix);
-    layer.bias = copy(source.bias, outputs);
-    layer.norm_weight = copy(source.norm_weight, outputs);
-    layer.norm_bias = copy(source.norm_bias, outputs);
-    float* const transposed = take(heads * matrix);
-    for (int head = 0; head < heads; ++head)
-      for (int in = 0; in < source.inputs; ++in)
-        for (int out = 0; out < source.outputs; ++out)
-          transposed[head * matrix + static_cast<size_t>(in) * source.outputs + out] =
-              source.weight[head * matrix + static_cast<size_t>(out) * source.inputs + in];
-    layer.transposed = transposed;
-    view_.finite = view_.finite && all_finite(layer.weight, heads * matrix);
-    layers_.push_back(layer);
-  }
+  view_.finite = std::all_of(layers_.begin(), layers_.end(),
+                             [&](const Layer& layer) { return all_finite(layer, heads); });
   view_.hidden_layers = static_cast<int>(layers_.size()) - 1;
   view_.layers = layers_.data();
 }

@@ -14,15 +14,10 @@ namespace dtag {
 class AlignedFloats {
  public:
   static constexpr size_t alignment = 64;
-  // The smallest multiple of 64 bytes that holds `count` floats, in floats.
-  static constexpr size_t padded(size_t count) {
-    constexpr size_t step = alignment / sizeof(float);
-    return (count + step - 1) / step * step;
-  }
 
   explicit AlignedFloats(size_t count)
       : data_(static_cast<float*>(
-            ::operator new(padded(count) * sizeof(float), std::align_val_t(alignment)))) {}
+            ::operator new(count * sizeof(float), std::align_val_t(alignment)))) {}
 
   float* data() const { return data_.get(); }
 
@@ -35,7 +30,9 @@ class AlignedFloats {
   std::unique_ptr<float, Free> data_;
 };
 
-// Where to copy one layer from; the shapes are those of Layer, `transposed` is made here.
+enum class Precision { fp32, bf16 };
+
+// Where to copy one layer from, dense and unpadded.
 struct LayerSource {
   int inputs;
   int outputs;
@@ -47,10 +44,11 @@ struct LayerSource {
 
 class PackedCritic {
  public:
-  // Copies everything; `sources` are the hidden layers and the output layer.
+  // Copies everything; `sources` are the hidden layers and the output layer. With bf16 the weights
+  // between hidden layers are rounded to bfloat16, to nearest even.
   PackedCritic(int observation_dim, int action_dim, int heads, Activation activation,
                float negative_slope, const float* mean, const float* std,
-               const std::vector<LayerSource>& sources);
+               const std::vector<LayerSource>& sources, Precision precision);
   PackedCritic(const PackedCritic&) = delete;
   PackedCritic& operator=(const PackedCritic&) = delete;
 

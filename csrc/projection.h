@@ -4,9 +4,11 @@
 #include <cmath>
 
 #include "refine.h"
+#include "target.h"
 #include "vector_loops.h"
 
 namespace dtag {
+inline namespace DTAG_TARGET {
 
 inline void into_box(const Options& options, int n, float* action) {
   if (options.low == nullptr) return;
@@ -30,4 +32,5 @@ inline void project(const Options& options, const float* initial, int n, float* 
   into_box(options, n, action);
 }
 
+}  // namespace DTAG_TARGET
 }  // namespace dtag

@@ -22,16 +22,25 @@ enum class Ensemble { min, mean, lcb };
 enum class Select { best, last };
 enum class Gradient { raw, unit };
 
-// One layer of all heads. A hidden layer is Linear -> (LayerNorm ->) activation.
+// One layer of all heads. A hidden layer is Linear -> (LayerNorm ->) activation. Rows are padded
+// with zeros to `padded(...)` floats.
 struct Layer {
   int inputs = 0;
   int outputs = 0;
-  const float* weight = nullptr;       // [E, outputs, inputs]
-  const float* transposed = nullptr;   // [E, inputs, outputs], the same numbers
-  const float* bias = nullptr;         // [E, outputs]
-  const float* norm_weight = nullptr;  // [E, outputs]; null without LayerNorm
-  const float* norm_bias = nullptr;    // [E, outputs]; null without LayerNorm
+  const float* weight = nullptr;       // [E, outputs, padded(inputs)]
+  const float* transposed = nullptr;   // [E, inputs, padded(outputs)], the same numbers
+  const float* bias = nullptr;         // [E, padded(outputs)]
+  const float* norm_weight = nullptr;  // [E, padded(outputs)]; null without LayerNorm
+  const float* norm_bias = nullptr;    // [E, padded(outputs)]; null without LayerNorm
+  // The same as weight and transposed in bfloat16, without loss; null but between two hidden
+  // layers of a critic packed in that precision.
+  const uint16_t* weight_bf16 = nullptr;
+  const uint16_t* transposed_bf16 = nullptr;
 };
+
+// 64 bytes: one cache line, and the longest vector there is.
+constexpr int padding = 16;
+constexpr int padded(int count) { return (count + padding - 1) / padding * padding; }
 
 // E heads [S + A] -> hidden ... -> 1. The first layer takes the standardised observation, then
 // the action.
@@ -41,7 +50,7 @@ struct Critic {
   int heads = 0;
   Activation activation = Activation::relu;
   float negative_slope = 0.0f;  // of leaky_relu
-  bool finite = true;           // no weight is NaN or infinite: 0 * weight is 0 and may be skipped
+  bool finite = true;           // no weight or bias is NaN or infinite
   const float* mean = nullptr;  // [S], of the observations
   const float* std = nullptr;   // [S]
   int hidden_layers = 0;
@@ -76,6 +85,8 @@ struct Result {
   int64_t* best_step = nullptr;  // [B], the candidate's index, 0 ... steps
   int64_t* start = nullptr;      // [B], the starting point it came from, 0 ... N - 1
   float* distance = nullptr;     // [B], L2, from that point (projected) to the result
+  int64_t* flips = nullptr;      // [B], hidden units of all heads whose sign a walk saw change
+  int64_t* dense_steps = nullptr;  // [B], steps of all starting points taken by the full network
 };
 
 // Scratch memory of one call; two calls at once need two. A kernel allocates nothing itself.
@@ -89,7 +100,14 @@ struct WorkspaceSize {
   size_t indices = 0;
 };
 
-// Readable C++ for any CPU, any critic and all options: the specification of the other kernels.
+struct Kernel {
+  void (*run)(const Critic&, const Options&, const Batch&, const Result&,
+              const Workspace&) = nullptr;
+  WorkspaceSize (*workspace_size)(const Critic&) = nullptr;
+};
+
+// Readable C++ for any CPU, any critic and all options: the specification of the other kernels,
+// which hand it the rows in which they meet a number that is not finite.
 WorkspaceSize workspace_size_scalar(const Critic& critic);
 void refine_scalar(const Critic& critic, const Options& options, const Batch& batch,
                    const Result& result, const Workspace& workspace);

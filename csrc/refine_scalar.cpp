@@ -181,6 +181,8 @@ void refine_scalar(const Critic& critic, const Options& options, const Batch& ba
           or_minus_infinity(outcome.q_initial) > or_minus_infinity(result.q_initial[row]))
         result.q_initial[row] = outcome.q_initial;
     }
+    result.flips[row] = 0;
+    result.dense_steps[row] = batch.starts * options.steps;
   }
 }
 

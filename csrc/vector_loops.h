@@ -5,7 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "refine.h"
+#include "target.h"
+
 namespace dtag {
+inline namespace DTAG_TARGET {
 
 // The indices of the numbers in x [n] that a product has to visit; returns how many. A zero is
 // left out only if the weights it would meet are finite, because 0 * inf is NaN.
@@ -18,10 +22,10 @@ inline int visited(const float* x, int n, bool skip_zeros, int32_t* indices) {
   return count;
 }
 
-// y [width] += sum over i in indices [count] of x[i] * rows[i, :]
+// y [width] += sum over i in indices [count] of x[i] * rows[i, :width], rows [any, padded(width)]
 inline void add_rows(const float* __restrict rows, int width, const float* __restrict x,
                      const int32_t* __restrict indices, int count, float* __restrict y) {
-  const auto row = [&](int k) { return rows + static_cast<size_t>(indices[k]) * width; };
+  const auto row = [&](int k) { return rows + static_cast<size_t>(indices[k]) * padded(width); };
   int k = 0;
   for (; k + 4 <= count; k += 4) {
     const float *r0 = row(k), *r1 = row(k + 1), *r2 = row(k + 2), *r3 = row(k + 3);
@@ -59,4 +63,5 @@ inline float total(const float* a, int n) {
   return interleaved_sum(n, [=](int i) { return a[i]; });
 }
 
+}  // namespace DTAG_TARGET
 }  // namespace dtag

@@ -92,9 +92,12 @@ def run(
         start=torch.empty(batch, dtype=torch.int64),
         distance=torch.empty(batch),
     )
+    flips, dense_steps = torch.empty(2, batch, dtype=torch.int64)
     _load().refine(
         critic,
         _native_options(options, action_dim),
+        "auto",
+        1,
         batch,
         starts,
         observations.data_ptr(),
@@ -105,6 +108,8 @@ def run(
         info.best_step.data_ptr(),
         info.start.data_ptr(),
         info.distance.data_ptr(),
+        flips.data_ptr(),
+        dense_steps.data_ptr(),
     )
     return result, info
 

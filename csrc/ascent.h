@@ -3,6 +3,7 @@
 //
 //   struct Evaluator {
 //     void observe(const float* observation);  // [S], raw: from now on this row
+//     void begin();                            // the next value() is that of a starting point
 //     float value(const float* action);        // the ensemble's Q
 //     void gradient(float* gradient);          // [A], of Q where the last value() was taken
 //   };
@@ -80,6 +81,7 @@ class Ascent {
     std::fill_n(first_, n_, 0.0f);
     std::fill_n(second_, n_, 0.0f);
 
+    evaluator_.begin();
     const float q_initial = evaluator_.value(action_);
     Outcome last{action_, q_initial, q_initial, 0};
     Outcome best{best_, or_minus_infinity(q_initial), q_initial, 0};

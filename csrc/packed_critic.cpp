@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace dtag {
 namespace {
@@ -103,6 +104,24 @@ Layer pack_layer(Arena& arena, const LayerSource& source, int heads, bool bf16) 
   return layer;
 }
 
+const float* pack_inverse_norm(Arena& arena, const Layer& first, int heads, int observation_dim) {
+  float* const into = arena.take(static_cast<size_t>(heads) * padded(first.outputs));
+  if (into == nullptr) return nullptr;
+  std::fill_n(into, static_cast<size_t>(heads) * padded(first.outputs),
+              std::numeric_limits<float>::infinity());
+  for (int head = 0; head < heads; ++head)
+    for (int k = 0; k < first.outputs; ++k) {
+      const float* const row = first.weight + (static_cast<size_t>(head) * first.outputs + k) *
+                                                  padded(first.inputs);
+      double square = 0.0;
+      for (int i = observation_dim; i < first.inputs; ++i)
+        square += static_cast<double>(row[i]) * row[i];
+      into[static_cast<size_t>(head) * padded(first.outputs) + k] =
+          static_cast<float>(1.0 / std::sqrt(square));
+    }
+  return into;
+}
+
 }  // namespace
 
 PackedCritic::PackedCritic(int observation_dim, int action_dim, int heads, Activation activation,
@@ -119,6 +138,7 @@ PackedCritic::PackedCritic(int observation_dim, int action_dim, int heads, Activ
       layers_.push_back(
           pack_layer(arena, sources[l], heads, between && precision == Precision::bf16));
     }
+    view_.inverse_norm = pack_inverse_norm(arena, layers_[0], heads, observation_dim);
     return arena.used();
   };
   const size_t size = pack(nullptr);

@@ -55,6 +55,10 @@ struct Critic {
   const float* std = nullptr;   // [S]
   int hidden_layers = 0;
   const Layer* layers = nullptr;  // hidden_layers hidden ones, then the output layer
+  // [E, padded(H_1)], 1 / |W_1a[k, :]| of each first-layer unit's weights for the action: times
+  // |z_1| the distance by which the action can move before the unit can change its sign. Infinite
+  // for weights of zero and for the padding.
+  const float* inverse_norm = nullptr;
 };
 
 struct Options {
@@ -75,6 +79,11 @@ struct Batch {
   int64_t starts = 1;                   // N
   const float* observations = nullptr;  // [B, S], raw
   const float* actions = nullptr;       // [B, N, A]
+
+  Batch part(const Critic& critic, int64_t first, int64_t count) const {
+    return {count, starts, observations + first * critic.observation_dim,
+            actions + first * starts * critic.action_dim};
+  }
 };
 
 // Written completely, whatever the rows hold.
@@ -87,6 +96,11 @@ struct Result {
   float* distance = nullptr;     // [B], L2, from that point (projected) to the result
   int64_t* flips = nullptr;      // [B], hidden units of all heads whose sign a walk saw change
   int64_t* dense_steps = nullptr;  // [B], steps of all starting points taken by the full network
+
+  Result from(const Critic& critic, int64_t first) const {
+    return {actions + first * critic.action_dim, q + first, q_initial + first, best_step + first,
+            start + first, distance + first, flips + first, dense_steps + first};
+  }
 };
 
 // Scratch memory of one call; two calls at once need two. A kernel allocates nothing itself.

@@ -30,6 +30,8 @@ class FullNetwork {
     for (int e = 0; e < critic_.heads; ++e) head(e).observe(observation_);
   }
 
+  void begin() {}
+
   float value(const float* action) {
     for (int e = 0; e < critic_.heads; ++e) q_[e] = head(e).value(action);
     return combine(options_, q_, critic_.heads, factor_);

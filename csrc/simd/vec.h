@@ -9,7 +9,16 @@
 #include "../target.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__) || defined(_M_X64)
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC warns of the undefined registers that its own header uses on purpose.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #elif defined(__aarch64__) || defined(_M_ARM64)
 #include <arm_neon.h>
 #else
@@ -163,6 +172,15 @@ inline float sum(Vec a) { return vaddvq_f32(a.v); }
 #endif
 
 inline Vec zero() { return broadcast(0.0f); }
+inline Vec lesser(Vec a, Vec b) { return select(a < b, a, b); }  // b if a is NaN
+inline Vec magnitude(Vec a) { return select(a < zero(), zero() - a, a); }
+inline float least(Vec a) {
+  float lane[Vec::lanes];
+  store(lane, a);
+  float least = lane[0];
+  for (int i = 1; i < Vec::lanes; ++i) least = lane[i] < least ? lane[i] : least;
+  return least;
+}
 
 }  // namespace DTAG_TARGET
 }  // namespace dtag

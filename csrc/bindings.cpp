@@ -5,10 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -32,6 +34,15 @@ Value word(const char* argument, const std::string& name, const std::map<std::st
   return found->second;
 }
 
+Activation activation_named(const std::string& name) {
+  static const std::map<std::string, Activation> activations = {
+      {"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu},
+      {"tanh", Activation::tanh}, {"gelu", Activation::gelu},
+      {"silu", Activation::silu}, {"mish", Activation::mish},
+      {"elu", Activation::elu}};
+  return word("activation", name, activations);
+}
+
 const float* checked(const char* name, const FloatArray& array, std::vector<py::ssize_t> shape) {
   if (std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()) != shape)
     throw py::value_error(std::string(name) + ": not of the expected shape");
@@ -46,11 +57,6 @@ std::unique_ptr<PackedCritic> pack(int observation_dim, int action_dim, int head
                                    const std::string& precision) {
   static const std::map<std::string, Precision> precisions = {{"fp32", Precision::fp32},
                                                               {"bf16", Precision::bf16}};
-  static const std::map<std::string, Activation> activations = {
-      {"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu},
-      {"tanh", Activation::tanh}, {"gelu", Activation::gelu},
-      {"silu", Activation::silu}, {"mish", Activation::mish},
-      {"elu", Activation::elu}};
   if (observation_dim < 1 || action_dim < 1 || heads < 1 || layers.empty())
     throw py::value_error(
         "observation_dim, action_dim, heads, layers: expected at least 1 of each");
@@ -78,7 +84,7 @@ std::unique_ptr<PackedCritic> pack(int observation_dim, int action_dim, int head
     inputs = outputs;
   }
   return std::make_unique<PackedCritic>(
-      observation_dim, action_dim, heads, word("activation", activation, activations),
+      observation_dim, action_dim, heads, activation_named(activation),
       negative_slope, checked("mean", mean, {observation_dim}),
       checked("std", std, {observation_dim}), sources,
       word("precision", precision, precisions));
@@ -130,9 +136,9 @@ class OwnedOptions {
 // Returns the algorithm used.
 std::string run(const PackedCritic& critic, const OwnedOptions& options,
                 const std::string& algorithm, int threads, int64_t rows, int64_t starts,
-            uintptr_t observations, uintptr_t actions, uintptr_t result, uintptr_t q,
-            uintptr_t q_initial, uintptr_t best_step, uintptr_t start, uintptr_t distance,
-            uintptr_t flips, uintptr_t dense_steps) {
+                uintptr_t observations, uintptr_t actions, uintptr_t result, uintptr_t q,
+                uintptr_t q_initial, uintptr_t best_step, uintptr_t start, uintptr_t distance,
+                uintptr_t flips, uintptr_t dense_steps) {
   const size_t box = options.box_size();
   if (box != 0 && box != static_cast<size_t>(critic.view().action_dim))
     throw py::value_error("options: their box has another size than the critic's actions");
@@ -146,12 +152,50 @@ std::string run(const PackedCritic& critic, const OwnedOptions& options,
                                                               {"dense", Algorithm::dense},
                                                               {"walk", Algorithm::walk}};
   Execution execution{word("algorithm", algorithm, algorithms), threads};
-  execution.algorithm = choose(critic.view(), options.view(), batch, execution.algorithm);
+  try {
+    execution.algorithm = choose(critic.view(), options.view(), batch, execution.algorithm);
+  } catch (const std::invalid_argument& reason) {
+    throw py::value_error("algorithm: expected one that the critic allows, got '" + algorithm +
+                          "', and " + reason.what());
+  }
   {
     const py::gil_scoped_release release;
     refine(critic.view(), options.view(), batch, into, execution);
   }
   return execution.algorithm == Algorithm::walk ? "walk" : "dense";
+}
+
+// Of a critic with finite weights.
+std::optional<std::string> why_no_walk_of(const std::string& activation, int hidden_layers,
+                                          bool layer_norm) {
+  if (hidden_layers < 0) throw py::value_error("hidden_layers: expected 0 or more");
+  const float norm = 1.0f;
+  Layer layer;
+  layer.norm_weight = layer.norm_bias = layer_norm ? &norm : nullptr;
+  const std::vector<Layer> layers(static_cast<size_t>(hidden_layers) + 1, layer);
+  Critic critic;
+  critic.activation = activation_named(activation);
+  critic.hidden_layers = hidden_layers;
+  critic.layers = layers.data();
+  try {
+    choose(critic, {}, {}, Algorithm::walk);
+  } catch (const std::invalid_argument& reason) {
+    return reason.what();
+  }
+  return std::nullopt;
+}
+
+// Use the instruction set that DTAG_ISA names; why it cannot be used, if so. The module loads all
+// the same: what does not need it may go on.
+std::optional<std::string> force_isa() {
+  const char* const name = std::getenv("DTAG_ISA");
+  if (name == nullptr || *name == '\0') return std::nullopt;
+  try {
+    select_isa(name);
+  } catch (const std::invalid_argument& reason) {
+    return std::string("DTAG_ISA: ") + reason.what();
+  }
+  return std::nullopt;
 }
 
 py::dict build_info() {
@@ -194,9 +238,13 @@ PYBIND11_MODULE(_native, module) {
   module.def("isa", [] { return kernels().isa; });
   module.def("isas", &runnable_isas);
   module.def("select_isa", &select_isa, py::arg("name"));
+  module.attr("isa_error") = force_isa();
+  module.def("why_no_walk", &why_no_walk_of, py::arg("activation"), py::arg("hidden_layers"),
+             py::arg("layer_norm"));
   module.def("refine", &run, py::arg("critic"), py::arg("options"), py::arg("algorithm"),
-             py::arg("threads"), py::arg("rows"), py::arg("starts"), py::arg("observations"), py::arg("actions"), py::arg("result"),
-             py::arg("q"), py::arg("q_initial"), py::arg("best_step"), py::arg("start"),
-             py::arg("distance"), py::arg("flips"), py::arg("dense_steps"));
+             py::arg("threads"), py::arg("rows"), py::arg("starts"), py::arg("observations"),
+             py::arg("actions"), py::arg("result"), py::arg("q"), py::arg("q_initial"),
+             py::arg("best_step"), py::arg("start"), py::arg("distance"), py::arg("flips"),
+             py::arg("dense_steps"));
   module.def("build_info", &build_info);
 }

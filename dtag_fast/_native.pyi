@@ -23,6 +23,7 @@ class PackedCritic:
         mean: NDArray[np.float32],
         std: NDArray[np.float32],
         layers: Sequence[Sequence[NDArray[np.float32]]],
+        precision: str = "fp32",
     ) -> None: ...
     @property
     def observation_dim(self) -> int: ...
@@ -50,6 +51,8 @@ class Options:
 def refine(
     critic: PackedCritic,
     options: Options,
+    algorithm: str,
+    threads: int,
     rows: int,
     starts: int,
     observations: int,
@@ -60,8 +63,28 @@ def refine(
     best_step: int,
     start: int,
     distance: int,
-) -> None:
-    """Refine actions [rows, starts, A] to result [rows, A]; arrays come as addresses."""
+    flips: int,
+    dense_steps: int,
+) -> str:
+    """Refine actions [rows, starts, A] to result [rows, A]; arrays come as addresses.
+
+    Returns the algorithm used, "walk" or "dense". `threads` is the most to use.
+    """
+
+def why_no_walk(activation: str, hidden_layers: int, layer_norm: bool) -> str | None:
+    """Why a critic of this kind, its weights being finite, cannot be walked, or None."""
+
+def isa() -> str:
+    """The instruction set whose kernels are in use."""
+
+def isas() -> list[str]:
+    """Those that this processor can run, the fastest first."""
+
+def select_isa(name: str) -> None:
+    """From now on use these kernels; ValueError if they cannot run here."""
+
+isa_error: str | None
+"""Why the instruction set that DTAG_ISA names, when the module was loaded, cannot be used."""
 
 def build_info() -> dict[str, str]:
     """compiler, flags, build_type, processor, pybind11, version."""

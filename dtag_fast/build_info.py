@@ -21,6 +21,8 @@ class BuildInfo(TypedDict):
         path: of the module; None where there is none.
         compiler, flags, build_type, processor, pybind11, version: how it was built; "" where
             there is no module. `version` is that of the package, "" for a build in the tree.
+        isa: the instruction set whose kernels are in use; "" where there is no module.
+        isas: those that this processor can run, the fastest first, separated by ", ".
     """
 
     native: bool
@@ -33,6 +35,8 @@ class BuildInfo(TypedDict):
     processor: str
     pybind11: str
     version: str
+    isa: str
+    isas: str
 
 
 def describe() -> BuildInfo:
@@ -41,8 +45,8 @@ def describe() -> BuildInfo:
     failure = None if module else _build_failure()
     built: dict[str, str] = module.build_info() if module else {}
     return BuildInfo(
-        native=module is not None,
-        reason=native_missing_reason(),
+        native=module is not None and module.isa_error is None,
+        reason=native_missing_reason() or isa_error(),
         log=failure.LOG if failure else "",
         path=str(module.__file__) if module else None,
         compiler=built.get("compiler", ""),
@@ -51,7 +55,15 @@ def describe() -> BuildInfo:
         processor=built.get("processor", ""),
         pybind11=built.get("pybind11", ""),
         version=built.get("version", ""),
+        isa=module.isa() if module else "",
+        isas=", ".join(module.isas()) if module else "",
     )
+
+
+def isa_error() -> str | None:
+    """Why the kernels of the instruction set that DTAG_ISA names cannot run here, or None."""
+    module = _native_module()
+    return module.isa_error if module else None
 
 
 @functools.cache

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
-import weakref
 from typing import Any, Literal, overload
 
-from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch import nn
 
-from dtag_fast.refinement.backends import BACKENDS, BackendName, PackingBackend, choose_backend
+from dtag_fast.refinement import packing
+from dtag_fast.refinement.backends import BACKENDS, BackendName, choose_backend
+from dtag_fast.refinement.execution import Algorithm, Execution, Precision
 from dtag_fast.refinement.inputs import Array, check_inputs
 from dtag_fast.refinement.options import (
     Bounds,
@@ -27,8 +25,6 @@ from dtag_fast.refinement.options import (
 
 __all__ = ["BACKENDS", "RefineInfo", "RefineOptions", "Refiner", "refine"]
 
-WeightsVersion = tuple[int, tuple[tuple[int, int], ...]]
-
 
 class Refiner:
     """Refinement with one critic and one set of options, to call again and again.
@@ -40,6 +36,7 @@ class Refiner:
     Attributes:
         critic: the critic given.
         options: the checked options.
+        execution: algorithm, precision and threads, checked.
         backend: the name of the backend in use; never "auto".
     """
 
@@ -57,6 +54,9 @@ class Refiner:
         max_distance: float | None = None,
         gradient: Gradient = "raw",
         backend: BackendName = "auto",
+        algorithm: Algorithm = "auto",
+        precision: Precision = "fp32",
+        threads: int | None = None,
         return_info: bool = False,
     ) -> None:
         if not isinstance(critic, nn.Module):
@@ -73,8 +73,9 @@ class Refiner:
             max_distance=max_distance,
             gradient=gradient,
         )
+        self.execution = Execution.check(algorithm=algorithm, precision=precision, threads=threads)
         self.return_info = return_info
-        self.backend = choose_backend(backend, critic, self.options)
+        self.backend = choose_backend(backend, critic, self.options, self.execution)
         action_dim = getattr(critic, "action_dim", None)
         if isinstance(action_dim, int):
             self.options.check_action_dim(action_dim)
@@ -86,8 +87,10 @@ class Refiner:
         self.options.check_action_dim(inputs.actions.shape[-1])
         critic: Any = self.critic
         if BACKENDS[self.backend].packs:
-            critic = _packed(self.backend, self.critic)
-        result, info = self._run(critic, inputs.observations, inputs.actions, self.options)
+            critic = packing.packed(self.backend, self.critic, self.execution.precision)
+        result, info = self._run(
+            critic, inputs.observations, inputs.actions, self.options, self.execution
+        )
         refined = inputs.restore(result)
         return (refined, info) if self.return_info else refined
 
@@ -98,8 +101,7 @@ class Refiner:
         a numpy array that shares the memory. Optimiser steps, `load_state_dict`, in-place
         operations and replaced parameters are noticed without it.
         """
-        with _lock:
-            _packings.pop(self.critic, None)
+        packing.forget(self.critic)
 
 
 @overload
@@ -118,6 +120,9 @@ def refine(
     max_distance: float | None = ...,
     gradient: Gradient = ...,
     backend: BackendName = ...,
+    algorithm: Algorithm = ...,
+    precision: Precision = ...,
+    threads: int | None = ...,
     return_info: Literal[False] = ...,
 ) -> Array: ...
 @overload
@@ -136,6 +141,9 @@ def refine(
     max_distance: float | None = ...,
     gradient: Gradient = ...,
     backend: BackendName = ...,
+    algorithm: Algorithm = ...,
+    precision: Precision = ...,
+    threads: int | None = ...,
     return_info: Literal[True],
 ) -> tuple[Array, RefineInfo]: ...
 def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -> Any:
@@ -164,7 +172,14 @@ def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -
         max_distance: if given, candidates stay within this L2 distance of a^0.
         gradient: "raw", or "unit" to divide each row's gradient by its length; step_size is then
             the length of a plain step, whatever the scale of the rewards.
-        backend: "auto", "cpu" or "reference"; see `dtag_fast.refinement.BACKENDS`.
+        backend: "auto", "cpu" or "reference"; see `dtag_fast.refinement.BACKENDS`. The three words
+            that follow are of the cpu backend alone.
+        algorithm: "walk", from linear region to linear region of the critic: for relu and
+            leaky_relu with one or two hidden layers; "dense", the full network at every
+            candidate; or "auto", the quicker one.
+        precision: "fp32", or "bf16": the weights between hidden layers rounded to bfloat16. The
+            arithmetic is float32 with either.
+        threads: the most to use. None: torch.get_num_threads(). A small batch takes one.
         return_info: also return a `RefineInfo`.
 
     Returns:
@@ -173,51 +188,7 @@ def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -
 
     Raises:
         TypeError, ValueError: an argument that does not fit; the message names it, what came
-            and what was expected.
-        RuntimeError: the named backend cannot run here, and why.
+            and what was expected. So does a walk of a critic whose weights are not all finite.
+        RuntimeError: the named backend cannot run here, or none can; and why.
     """
     return Refiner(critic, **options)(observations, actions)
-
-
-# The weights packed for a backend, with the version of the weights they were packed from.
-_packings: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[WeightsVersion, Any]]]
-_packings = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-_optimizer_steps = 0
-_counting = False
-
-
-def _packed(backend: str, critic: nn.Module) -> Any:
-    with _lock:
-        _count_optimizer_steps()
-        version = _weights_version(critic)
-        packings = _packings.setdefault(critic, {})
-        if backend not in packings or packings[backend][0] != version:
-            module: PackingBackend = BACKENDS[backend].load()  # type: ignore[assignment]
-            packings[backend] = (version, module.pack(critic))
-        return packings[backend][1]
-
-
-def _weights_version(critic: nn.Module) -> WeightsVersion:
-    """Changes whenever PyTorch sees a weight or buffer written in place, moved or replaced."""
-
-    def count(tensor: Tensor) -> int:
-        # Tensors made in inference mode carry no counter, and can't be written outside it.
-        return -1 if tensor.is_inference() else tensor._version
-
-    tensors = itertools.chain(critic.parameters(), critic.buffers())
-    return _optimizer_steps, tuple((tensor.data_ptr(), count(tensor)) for tensor in tensors)
-
-
-def _count_optimizer_steps() -> None:
-    """From now on, count the steps of all optimisers: a fused one bypasses tensors' counters."""
-    global _counting
-    if _counting:
-        return
-
-    def count(*_: object) -> None:
-        global _optimizer_steps
-        _optimizer_steps += 1
-
-    register_optimizer_step_post_hook(count)
-    _counting = True

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol, cast
 
 from torch import Tensor, nn
 
+from dtag_fast import build_info
+from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
 BackendName = Literal["auto", "cpu", "reference"]
@@ -19,11 +21,18 @@ class Backend(Protocol):
     def unavailable_reason(self) -> str | None:
         """Why it cannot run on this machine, or None."""
 
-    def unsupported_reason(self, critic: nn.Module, options: RefineOptions) -> str | None:
-        """Why it cannot refine with this critic and these options, or None."""
+    def unsupported_reason(
+        self, critic: nn.Module, options: RefineOptions, execution: Execution
+    ) -> str | None:
+        """Why it cannot refine with this critic, in this way, or None."""
 
     def run(
-        self, critic: Any, observations: Tensor, actions: Tensor, options: RefineOptions
+        self,
+        critic: Any,
+        observations: Tensor,
+        actions: Tensor,
+        options: RefineOptions,
+        execution: Execution,
     ) -> tuple[Tensor, RefineInfo]:
         """Refine observations [B, S] and actions [B, N, A] to actions [B, A].
 
@@ -34,7 +43,7 @@ class Backend(Protocol):
 class PackingBackend(Backend, Protocol):
     """A backend that first brings the weights into a layout of its own."""
 
-    def pack(self, critic: nn.Module) -> Any:
+    def pack(self, critic: nn.Module, precision: Precision) -> Any:
         """A copy of the weights; it must not keep the critic alive."""
 
 
@@ -70,24 +79,38 @@ BACKENDS: dict[str, BackendEntry] = {
 }
 
 
-def reason_against(name: str, critic: nn.Module, options: RefineOptions) -> str | None:
+def reason_against(
+    name: str, critic: nn.Module, options: RefineOptions, execution: Execution = DEFAULT
+) -> str | None:
     """Why the backend cannot do this refinement here, or None if it can."""
     backend = BACKENDS[name].load()
-    return backend.unavailable_reason() or backend.unsupported_reason(critic, options)
+    return backend.unavailable_reason() or backend.unsupported_reason(critic, options, execution)
 
 
-def choose_backend(name: str, critic: nn.Module, options: RefineOptions) -> str:
+def choose_backend(
+    name: str, critic: nn.Module, options: RefineOptions, execution: Execution
+) -> str:
     """The backend to use: the named one, or the first that can where the name is "auto".
 
     Raises:
         ValueError: no backend of that name.
-        RuntimeError: the named one cannot run; the message says why. Only "auto" ever chooses.
+        RuntimeError: the named one cannot run, or none can; the message says why. Only "auto"
+            ever chooses, and it passes over no instruction set that was asked for.
     """
     if name == "auto":
-        return next(n for n in BACKENDS if reason_against(n, critic, options) is None)
+        unusable = build_info.isa_error()
+        if unusable is not None:
+            raise RuntimeError(unusable)
+        reasons = []
+        for candidate in BACKENDS:
+            reason = reason_against(candidate, critic, options, execution)
+            if reason is None:
+                return candidate
+            reasons.append(f"{candidate}: {reason}")
+        raise RuntimeError(f"no backend can do this: {'; '.join(reasons)}")
     if name not in BACKENDS:
         raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
-    reason = reason_against(name, critic, options)
+    reason = reason_against(name, critic, options, execution)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot be used here: {reason}")
     return name

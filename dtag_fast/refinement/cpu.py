@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dtag_fast import build_info
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 
 def unavailable_reason() -> str | None:
     """Why the kernels cannot run on this machine, or None."""
-    return build_info.native_missing_reason()
+    return build_info.native_missing_reason() or build_info.isa_error()
 
 
-def unsupported_reason(critic: nn.Module, options: RefineOptions) -> str | None:
+def unsupported_reason(
+    critic: nn.Module, options: RefineOptions, execution: Execution = DEFAULT
+) -> str | None:
     """Why they cannot refine with this critic, or None. They take all options."""
     del options
     if not isinstance(critic, Critic):
@@ -47,11 +50,17 @@ def unsupported_reason(critic: nn.Module, options: RefineOptions) -> str | None:
                 f"it takes float32 weights on the CPU, and the critic's {name} is {tensor.dtype} "
                 f"on {tensor.device}"
             )
+    if execution.algorithm == "walk":
+        reason = _load().why_no_walk(critic.activation, len(critic.hidden), critic.layer_norm)
+        if reason is not None:
+            return f"algorithm='walk' cannot take this critic: {reason}"
     return None
 
 
-def pack(critic: nn.Module) -> _native.PackedCritic:
+def pack(critic: nn.Module, precision: Precision = "fp32") -> _native.PackedCritic:
     """A copy of the weights in the kernels' layouts; it does not keep the critic alive.
+
+    With "bf16" the weights between hidden layers are rounded to bfloat16.
 
     The normaliser stays apart from the first layer: folded into it, an observation far from zero
     with a small spread would lose digits that (s - mean) / std keeps.
@@ -72,50 +81,66 @@ def pack(critic: nn.Module) -> _native.PackedCritic:
         _as_array(critic.normalizer.mean),
         _as_array(critic.normalizer.std),
         layers,
+        precision,
     )
     return packed
 
 
 def run(
-    critic: _native.PackedCritic, observations: Tensor, actions: Tensor, options: RefineOptions
+    critic: _native.PackedCritic,
+    observations: Tensor,
+    actions: Tensor,
+    options: RefineOptions,
+    execution: Execution = DEFAULT,
 ) -> tuple[Tensor, RefineInfo]:
-    """Refine observations [B, S] and actions [B, N, A], float32 and contiguous, to [B, A]."""
+    """Refine observations [B, S] and actions [B, N, A], float32 and contiguous, to [B, A].
+
+    Raises:
+        ValueError: a walk was asked for, and the weights are not all finite.
+    """
     batch, starts, action_dim = actions.shape
     # The kernels get bare addresses: a wrong size would have them read foreign memory.
     _check_array("observations", observations, (batch, critic.observation_dim))
     _check_array("actions", actions, (batch, max(starts, 1), critic.action_dim))
-    result = torch.empty(batch, action_dim)
-    info = RefineInfo(
-        q=torch.empty(batch),
-        q_initial=torch.empty(batch),
-        best_step=torch.empty(batch, dtype=torch.int64),
-        start=torch.empty(batch, dtype=torch.int64),
-        distance=torch.empty(batch),
-    )
-    flips, dense_steps = torch.empty(2, batch, dtype=torch.int64)
-    _load().refine(
+    # By name, lest torch.set_default_dtype or set_default_device should have a say.
+    floats = functools.partial(torch.empty, dtype=torch.float32, device="cpu")
+    indices = functools.partial(torch.empty, dtype=torch.int64, device="cpu")
+    result = floats(batch, action_dim)
+    q, q_initial, distance = floats(3, batch)
+    best_step, start, flips, dense_steps = indices(4, batch)
+    algorithm = _load().refine(
         critic,
-        _native_options(options, action_dim),
-        "auto",
-        1,
+        native_options(options, action_dim),
+        execution.algorithm,
+        torch.get_num_threads() if execution.threads is None else execution.threads,
         batch,
         starts,
         observations.data_ptr(),
         actions.data_ptr(),
         result.data_ptr(),
-        info.q.data_ptr(),
-        info.q_initial.data_ptr(),
-        info.best_step.data_ptr(),
-        info.start.data_ptr(),
-        info.distance.data_ptr(),
+        q.data_ptr(),
+        q_initial.data_ptr(),
+        best_step.data_ptr(),
+        start.data_ptr(),
+        distance.data_ptr(),
         flips.data_ptr(),
         dense_steps.data_ptr(),
+    )
+    info = RefineInfo(
+        q=q,
+        q_initial=q_initial,
+        best_step=best_step,
+        start=start,
+        distance=distance,
+        algorithm=algorithm,
+        flips=flips,
+        dense_steps=dense_steps,
     )
     return result, info
 
 
 @functools.lru_cache(maxsize=256)
-def _native_options(options: RefineOptions, action_dim: int) -> _native.Options:
+def native_options(options: RefineOptions, action_dim: int) -> _native.Options:
     def per_dimension(bound: tuple[float, ...]) -> tuple[float, ...]:
         return bound * action_dim if len(bound) == 1 else bound
 

@@ -71,16 +71,16 @@ class RefineOptions:
         return cls(
             steps=steps,
             step_size=_non_negative("step_size", step_size),
-            optimizer=_word("optimizer", optimizer, Optimizer),
+            optimizer=check_word("optimizer", optimizer, Optimizer),
             low=low,
             high=high,
-            ensemble=_word("ensemble", ensemble, Ensemble),
+            ensemble=check_word("ensemble", ensemble, Ensemble),
             lcb_k=_non_negative("lcb_k", lcb_k),
-            select=_word("select", select, Select),
+            select=check_word("select", select, Select),
             max_distance=None
             if max_distance is None
             else _non_negative("max_distance", max_distance),
-            gradient=_word("gradient", gradient, Gradient),
+            gradient=check_word("gradient", gradient, Gradient),
         )
 
     def check_action_dim(self, action_dim: int) -> None:
@@ -103,7 +103,7 @@ class RefineOptions:
 
 @dataclass(frozen=True)
 class RefineInfo:
-    """What happened to each row. Every field is a tensor [B] on the device of the actions.
+    """What happened to each row. Every field but one is a tensor [B] on the device of the actions.
 
     Attributes:
         q: float32, the ensemble's Q of the returned action.
@@ -112,6 +112,10 @@ class RefineInfo:
         best_step: int64, the index of the candidate that was returned; 0 is the policy's own.
         start: int64, the starting point it came from; 0 where a row has only one.
         distance: float32, the L2 distance from that starting point (projected) to the result.
+        algorithm: what computed it: "walk", "dense", or "autograd", the reference's.
+        flips: int64, how many times a walk saw a hidden unit of any head change its sign.
+        dense_steps: int64, the steps, over all starting points, that the full network took: 0 for a
+            pure walk, N * steps where there is no walk.
     """
 
     q: Tensor
@@ -119,9 +123,13 @@ class RefineInfo:
     best_step: Tensor
     start: Tensor
     distance: Tensor
+    algorithm: str
+    flips: Tensor
+    dense_steps: Tensor
 
 
-def _word(name: str, value: object, words: Any) -> Any:
+def check_word(name: str, value: object, words: Any) -> Any:
+    """The value, or a ValueError unless it is one of the words of a Literal."""
     if value not in get_args(words):
         raise ValueError(f"{name}: expected one of {', '.join(get_args(words))}, got {value!r}")
     return value

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dtag_fast.refinement.execution import DEFAULT, Execution
 from dtag_fast.refinement.inputs import Array, check_inputs
 from dtag_fast.refinement.options import (
     ADAM_BETAS,
@@ -49,7 +50,10 @@ def refine(
     gradient: Gradient = "raw",
     return_info: bool = False,
 ) -> Any:
-    """`dtag_fast.refine` by autograd: the same arguments less `backend`, and the same result."""
+    """`dtag_fast.refine` by autograd: the same result, and the same arguments less the last four.
+
+    Those, `backend` and how it executes, are settled here.
+    """
     options = RefineOptions.check(
         steps=steps,
         step_size=step_size,
@@ -72,13 +76,25 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def unsupported_reason(critic: nn.Module, options: RefineOptions) -> str | None:
-    """It takes any module and every option."""
+def unsupported_reason(
+    critic: nn.Module, options: RefineOptions, execution: Execution = DEFAULT
+) -> str | None:
+    """It takes any module and every option, and executes in one way."""
+    if execution.algorithm != "auto":
+        return f"it has one algorithm, autograd; algorithm={execution.algorithm!r} is the cpu one's"
+    if execution.precision != "fp32":
+        return f"it computes in float32, got precision={execution.precision!r}"
+    if execution.threads is not None:
+        return f"its threads are torch's (torch.set_num_threads), got threads={execution.threads}"
     return None
 
 
 def run(
-    critic: nn.Module, observations: Tensor, actions: Tensor, options: RefineOptions
+    critic: nn.Module,
+    observations: Tensor,
+    actions: Tensor,
+    options: RefineOptions,
+    execution: Execution = DEFAULT,
 ) -> tuple[Tensor, RefineInfo]:
     """Refine observations [B, S], actions [B, N, A], float32, to actions [B, A]."""
     batch, starts, action_dim = actions.shape
@@ -100,6 +116,9 @@ def run(
             best_step=step[chosen],
             start=start,
             distance=torch.linalg.vector_norm(result[chosen] - initial[chosen], dim=1),
+            algorithm="autograd",
+            flips=torch.zeros_like(start),
+            dense_steps=torch.full_like(start, starts * options.steps),
         )
 
 

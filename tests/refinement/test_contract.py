@@ -427,9 +427,15 @@ def test_info_has_one_value_a_row(backend: BackendName) -> None:
         ("best_step", torch.int64),
         ("start", torch.int64),
         ("distance", torch.float32),
+        ("flips", torch.int64),
+        ("dense_steps", torch.int64),
     ):
         value = getattr(info, name)
         assert value.shape == (8,), name
         assert value.dtype == dtype, name
+    assert info.algorithm in (("autograd",) if backend == "reference" else ("walk", "dense"))
+    if info.algorithm != "walk":
+        assert info.flips.tolist() == [0] * 8
+        assert info.dense_steps.tolist() == [10] * 8
     _, info = refine(critic, observations[0], actions[0], backend=backend, return_info=True)
     assert info.q.shape == (1,)

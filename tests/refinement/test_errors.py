@@ -59,6 +59,31 @@ def test_options(options: dict[str, Any], error: type[Exception], message: str) 
 
 
 @pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (
+            {"algorithm": "fly"},
+            ValueError,
+            "algorithm: expected one of auto, walk, dense, got 'fly'",
+        ),
+        ({"precision": "fp16"}, ValueError, "precision: expected one of fp32, bf16, got 'fp16'"),
+        ({"precision": 16}, ValueError, "precision: expected one of fp32, bf16, got 16"),
+        ({"threads": 0}, ValueError, "threads: expected None or 1 or more, got 0"),
+        ({"threads": 1.5}, TypeError, "threads: expected None or an integer, got 1.5"),
+    ],
+)
+def test_execution(words: dict[str, Any], error: type[Exception], message: str) -> None:
+    for call in (
+        lambda: refine(CRITIC, OBSERVATIONS, ACTIONS, **words),
+        lambda: Refiner(CRITIC, **words),
+    ):
+        with pytest.raises(error, match=re.escape(message)):
+            call()
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        dtag_fast.reference.refine(CRITIC, OBSERVATIONS, ACTIONS, **words)
+
+
+@pytest.mark.parametrize(
     ("observations", "actions", "error", "message"),
     [
         ([[0.0] * 4], ACTIONS, TypeError, "observations: expected a torch tensor or numpy array"),
@@ -104,6 +129,23 @@ def test_any_module_runs_on_the_reference() -> None:
 def test_a_named_backend_that_cannot_run_raises() -> None:
     with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot be used here: .*"):
         Refiner(Bilinear(), backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ({"algorithm": "dense"}, "it has one algorithm, autograd; algorithm='dense' is"),
+        ({"precision": "bf16"}, "it computes in float32, got precision='bf16'"),
+        ({"threads": 2}, "its threads are torch's (torch.set_num_threads), got threads=2"),
+    ],
+)
+def test_words_of_the_cpu_backend_are_never_dropped(words: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RuntimeError, match=f"'reference' cannot be .*{re.escape(reason)}"):
+        Refiner(CRITIC, backend="reference", **words)
+    with pytest.raises(RuntimeError) as caught:
+        Refiner(Bilinear(), **words)
+    assert str(caught.value).startswith("no backend can do this: cpu: ")
+    assert f"; reference: {reason}" in str(caught.value)
 
 
 def test_critics_that_are_no_critics() -> None:

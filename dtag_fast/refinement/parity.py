@@ -99,43 +99,60 @@ def measure_parity(
         options: of `dtag_fast.refine`.
     """
     refiner = Refiner(critic, backend=backend, **options)
-    checked = refiner.options
-    inputs = check_inputs(critic, observations, actions)
-    exact_critic = copy.deepcopy(critic).double()
-    rows, points = inputs.observations.double(), inputs.actions.double()
-    exact, exact_info = reference.run(exact_critic, rows, points, checked)
-    shaken = _shaken(exact_critic, rows, points, checked)
-    plain, _ = reference.run(critic, inputs.observations, inputs.actions, checked)
-    ours = torch.as_tensor(refiner(observations, actions))
+    standard = Standard(critic, observations, actions, refiner.options)
+    return standard.measure(torch.as_tensor(refiner(observations, actions)))
 
-    def error(result: Tensor) -> Tensor:
-        return (result.double() - exact).abs().amax(dim=1)
 
-    shift = (shaken - exact).abs().amax(dim=(0, 2))
-    kinked = shift > KINKED * SHAKE
-    reference_error = _largest(error(plain)[~kinked])
-    excess = error(ours) - shift - 2 * reference_error - ABSOLUTE
-    if not torch.equal(ours.isfinite(), exact.isfinite()):
-        excess = torch.full_like(excess, torch.inf)
+class Standard:
+    """What refining one batch should give: holds any number of results against it.
 
-    def q_loss(result: Tensor) -> float:
-        if checked.select != "best" or not len(rows):
-            return 0.0
-        _, info = reference.run(
-            exact_critic, rows, result.double().unsqueeze(1), replace(checked, steps=0)
+    Args:
+        critic: see `dtag_fast.refine`.
+        observations: [B, S], finite.
+        actions: [B, A] or [B, N, A], finite.
+        options: of the refinement.
+    """
+
+    def __init__(
+        self, critic: nn.Module, observations: Tensor, actions: Tensor, options: RefineOptions
+    ) -> None:
+        inputs = check_inputs(critic, observations, actions)
+        self.options = options
+        self.critic = copy.deepcopy(critic).double()
+        self.rows, points = inputs.observations.double(), inputs.actions.double()
+        self.exact, self.exact_info = reference.run(self.critic, self.rows, points, options)
+        shaken = _shaken(self.critic, self.rows, points, options)
+        self.shift = (shaken - self.exact).abs().amax(dim=(0, 2))
+        self.plain, _ = reference.run(critic, inputs.observations, inputs.actions, options)
+
+    def measure(self, result: Tensor) -> Parity:
+        """Of the refined actions [B, A]."""
+        kinked = self.shift > KINKED * SHAKE
+        error = self._error(result)
+        reference_error = _largest(self._error(self.plain)[~kinked])
+        excess = error - self.shift - 2 * reference_error - ABSOLUTE
+        if not torch.equal(result.isfinite(), self.exact.isfinite()):
+            excess = torch.full_like(excess, torch.inf)
+        return Parity(
+            rows=len(self.rows),
+            kinked=int(kinked.sum()),
+            error=_largest(error[~kinked]),
+            reference_error=reference_error,
+            excess=max(0.0, _largest(excess)),
+            q_loss=self._q_loss(result),
+            reference_q_loss=self._q_loss(self.plain),
         )
-        scale = max(1.0, float(exact_info.q.abs().max()))
-        return max(0.0, float((exact_info.q - info.q).max()) / scale)
 
-    return Parity(
-        rows=len(rows),
-        kinked=int(kinked.sum()),
-        error=_largest(error(ours)[~kinked]),
-        reference_error=reference_error,
-        excess=max(0.0, _largest(excess)),
-        q_loss=q_loss(ours),
-        reference_q_loss=q_loss(plain),
-    )
+    def _error(self, result: Tensor) -> Tensor:
+        return (result.double() - self.exact).abs().amax(dim=1)
+
+    def _q_loss(self, result: Tensor) -> float:
+        if self.options.select != "best" or not len(self.rows):
+            return 0.0
+        points = result.double().unsqueeze(1)
+        _, info = reference.run(self.critic, self.rows, points, replace(self.options, steps=0))
+        scale = max(1.0, float(self.exact_info.q.abs().max()))
+        return max(0.0, float((self.exact_info.q - info.q).max()) / scale)
 
 
 class _ShakenCritic(nn.Module):

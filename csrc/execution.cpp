@@ -1,12 +1,16 @@
 #include "execution.h"
 
+#include <algorithm>
+#include <atomic>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "kernels.h"
 #include "packed_critic.h"
+#include "thread_pool.h"
 
 namespace dtag {
 namespace {
@@ -24,6 +28,39 @@ Workspace thread_workspace(const WorkspaceSize& size) {
   return {floats->data(), indices.data()};
 }
 
+// Waking a helper takes the caller about 10 us and the helper 30 to 50: from 100 us of work on a
+// second thread pays, and each further one has to find as much.
+constexpr double microseconds_per_helper = 100.0;
+
+// From the multiplications of full forward and backward passes.
+double estimated_microseconds(const Critic& critic, const Options& options, const Batch& batch) {
+  constexpr double flops_per_microsecond = 1e5;
+  double weights = static_cast<double>(critic.action_dim) * critic.layers[0].outputs;
+  for (int l = 1; l <= critic.hidden_layers; ++l)
+    weights += static_cast<double>(critic.layers[l].inputs) * critic.layers[l].outputs;
+  const double evaluations = static_cast<double>(batch.rows) * batch.starts * (options.steps + 1.0);
+  return evaluations * critic.heads * weights * 4.0 / flops_per_microsecond;
+}
+
+int threads_worth_using(const Critic& critic, const Options& options, const Batch& batch,
+                        const Execution& execution) {
+  if (execution.threads < 2 || batch.rows < 2) return 1;
+  const double most = static_cast<double>(std::min<int64_t>(execution.threads, batch.rows)) - 1.0;
+  const double helpers = estimated_microseconds(critic, options, batch) / microseconds_per_helper;
+  return 1 + static_cast<int>(std::min(helpers, most));
+}
+
+// Rows are handed out in chunks, because they differ in cost: some sixteen to a thread, so that
+// little is left to wait for at the end, but where there are enough of them as many in one as the
+// dense kernel likes to take together.
+int64_t rows_per_chunk(const Batch& batch, Algorithm algorithm, int threads) {
+  const int64_t points = algorithm == Algorithm::dense ? 16 : 4;
+  const int64_t together = (points + batch.starts - 1) / batch.starts;
+  const int64_t even = batch.rows / (16 * threads);
+  if (even >= together) return even / together * together;
+  return std::min(together, (batch.rows + threads - 1) / threads);
+}
+
 }  // namespace
 
 Algorithm choose(const Critic& critic, const Options&, const Batch&, Algorithm algorithm) {
@@ -37,7 +74,27 @@ Algorithm choose(const Critic& critic, const Options&, const Batch&, Algorithm a
 void refine(const Critic& critic, const Options& options, const Batch& batch, const Result& result,
             const Execution& execution) {
   const Kernel& kernel = execution.algorithm == Algorithm::walk ? kernels().walk : kernels().dense;
-  kernel.run(critic, options, batch, result, thread_workspace(kernel.workspace_size(critic)));
+  const WorkspaceSize size = kernel.workspace_size(critic);
+  const Workspace own = thread_workspace(size);
+  const int threads = threads_worth_using(critic, options, batch, execution);
+  if (threads == 1) return kernel.run(critic, options, batch, result, own);
+
+  const int64_t chunk = rows_per_chunk(batch, execution.algorithm, threads);
+  std::atomic<int64_t> next{0};
+  const auto work = [&]() noexcept {
+    Workspace workspace;
+    try {
+      workspace = thread_workspace(size);
+    } catch (const std::bad_alloc&) {
+      return;  // a helper without memory; the caller has its own
+    }
+    for (int64_t row = next.fetch_add(chunk); row < batch.rows; row = next.fetch_add(chunk)) {
+      const int64_t count = std::min(chunk, batch.rows - row);
+      kernel.run(critic, options, batch.part(critic, row, count), result.from(critic, row),
+                 workspace);
+    }
+  };
+  run_with_help(threads, work);
 }
 
 }  // namespace dtag

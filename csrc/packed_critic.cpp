@@ -5,6 +5,9 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels.h"
+#include "vector_loops.h"
+
 namespace dtag {
 namespace {
 
@@ -12,11 +15,11 @@ bool all_finite(const float* x, size_t n) {
   return x == nullptr || std::all_of(x, x + n, [](float value) { return std::isfinite(value); });
 }
 
-bool all_finite(const Layer& layer, int heads) {
-  const size_t outputs = static_cast<size_t>(heads) * padded(layer.outputs);
-  const size_t weights = static_cast<size_t>(heads) * layer.outputs * padded(layer.inputs);
-  return all_finite(layer.weight, weights) && all_finite(layer.bias, outputs) &&
-         all_finite(layer.norm_weight, outputs) && all_finite(layer.norm_bias, outputs);
+bool all_finite(const LayerSource& source, int heads) {
+  const size_t outputs = static_cast<size_t>(heads) * source.outputs;
+  return all_finite(source.weight, outputs * source.inputs) &&
+         all_finite(source.bias, outputs) && all_finite(source.norm_weight, outputs) &&
+         all_finite(source.norm_bias, outputs);
 }
 
 // The upper half of the nearest float that has zeros in the lower one; even on a tie.
@@ -122,6 +125,36 @@ const float* pack_inverse_norm(Arena& arena, const Layer& first, int heads, int 
   return into;
 }
 
+// `home` and `home_bias` of a critic.
+void pack_home(Arena& arena, int heads, float negative_slope, const std::vector<Layer>& layers,
+               const float** home, const float** home_bias) {
+  const Layer &first = layers[0], &second = layers[1];
+  const auto width = static_cast<size_t>(padded(second.outputs));
+  float* map = arena.take(heads * first.inputs * width);
+  float* bias = arena.take(heads * width);
+  *home = map;
+  *home_bias = bias;
+  if (map == nullptr) return;
+  std::vector<float> x(first.outputs);
+  std::vector<int32_t> indices(first.outputs);
+  for (int head = 0; head < heads; ++head, bias += width) {
+    const size_t unit = static_cast<size_t>(head) * padded(first.outputs);
+    const float* const rows = second.transposed + head * first.outputs * width;
+    // into += W_2 D column, of which x is given the numbers
+    const auto add = [&](const float* column, float* into) {
+      for (int k = 0; k < first.outputs; ++k)
+        x[k] = column[k] * (first.bias[unit + k] > 0.0f ? 1.0f : negative_slope);
+      const int count = visited(x.data(), first.outputs, true, indices.data());
+      add_rows(rows, second.outputs, x.data(), indices.data(), count, into);
+    };
+    std::copy_n(second.bias + head * width, width, bias);
+    add(first.bias + unit, bias);
+    for (int i = 0; i < first.inputs; ++i, map += width)
+      add(first.transposed + unit * first.inputs + static_cast<size_t>(i) * padded(first.outputs),
+          map);
+  }
+}
+
 }  // namespace
 
 PackedCritic::PackedCritic(int observation_dim, int action_dim, int heads, Activation activation,
@@ -138,9 +171,17 @@ PackedCritic::PackedCritic(int observation_dim, int action_dim, int heads, Activ
       layers_.push_back(
           pack_layer(arena, sources[l], heads, between && precision == Precision::bf16));
     }
+    view_.layers = layers_.data();
     view_.inverse_norm = pack_inverse_norm(arena, layers_[0], heads, observation_dim);
+    if (layers_.size() == 3 && why_no_walk(view_) == nullptr)
+      pack_home(arena, heads, activation == Activation::leaky_relu ? negative_slope : 0.0f,
+                layers_, &view_.home, &view_.home_bias);
     return arena.used();
   };
+  view_.hidden_layers = static_cast<int>(sources.size()) - 1;
+  view_.activation = activation;
+  view_.finite = std::all_of(sources.begin(), sources.end(),
+                             [&](const LayerSource& source) { return all_finite(source, heads); });
   const size_t size = pack(nullptr);
   floats_ = AlignedFloats(size);
   std::fill_n(floats_.data(), size, 0.0f);
@@ -149,12 +190,7 @@ PackedCritic::PackedCritic(int observation_dim, int action_dim, int heads, Activ
   view_.observation_dim = observation_dim;
   view_.action_dim = action_dim;
   view_.heads = heads;
-  view_.activation = activation;
   view_.negative_slope = negative_slope;
-  view_.finite = std::all_of(layers_.begin(), layers_.end(),
-                             [&](const Layer& layer) { return all_finite(layer, heads); });
-  view_.hidden_layers = static_cast<int>(layers_.size()) - 1;
-  view_.layers = layers_.data();
 }
 
 }  // namespace dtag

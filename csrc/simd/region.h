@@ -9,6 +9,9 @@
 // c and M change by a rank-one term, +- (1 - negative_slope) W_2[:, k] (p_k, W_1a[k, :]). With one
 // hidden layer c and M are p and W_1a, and there is nothing to correct.
 //
+// The maps are built from nothing, row by row of W_2^T, or by such corrections from the critic's home
+// region, which was computed when the critic was packed (Critic::home).
+//
 // Since c and M are anchored at the base and not moved along with the action, rounding does not
 // accumulate over steps; it does, by one rounding, over corrections.
 #pragma once
@@ -22,6 +25,10 @@
 
 namespace dtag {
 inline namespace DTAG_TARGET {
+
+// What adding a row of weights to one vector costs beside adding it to one of several: reading it
+// from the second-level cache takes longer than the multiplication. Measured.
+constexpr double single_column_cost = Vec::lanes == 16 ? 2.5 : Vec::lanes == 8 ? 2.0 : 1.0;
 
 // What all heads of a critic have in common: its sizes, and where a head keeps what.
 struct RegionShape {
@@ -84,32 +91,54 @@ class Region {
                 shape_.width1);
   }
 
-  // Make `base` [A] the base, and build the maps of the region it lies in. Returns how many rows of
-  // W_2^T that took; sets how far from here the region reaches at least.
-  int place(const float* base, float* reach) {
+  struct Built {
+    int rows;     // of W_2^T that were added
+    int active;   // first-layer units
+    float reach;  // how far from the base no first-layer unit changes its sign at least
+  };
+
+  // Make `base` [A] the base, and build the maps of the region it lies in, for the standardised
+  // observation [S]: from nothing, or from the critic's home region where that is nearer.
+  Built place(const float* observation, const float* base) {
     for (int j = 0; j < shape_.width1; j += Vec::lanes)
       store(at_base_ + j, affine(share_, action_weights_, shape_.width1, base, j));
-    *reach = std::numeric_limits<float>::infinity();
-    if (shape_.layers == 1) return 0;
-    int count = 0;
-    Vec distance = broadcast(std::numeric_limits<float>::infinity());
+    Built built{0, 0, std::numeric_limits<float>::infinity()};
+    if (shape_.layers == 1) return built;
+
+    const float* const bias = head_of(critic_.layers[0].bias, 1, shape_.width1);
+    Vec distance = broadcast(built.reach);
+    int away = 0;  // units whose sign differs from that in the home region
     for (int v = 0; v < shape_.width1 / Vec::lanes; ++v) {
       const Vec z1 = load(at_base_ + v * Vec::lanes);
       distance = lesser(distance_of(v, z1), distance);
       const uint32_t active = active_lanes(v, z1);
+      const uint32_t at_home = active_lanes(v, load(bias + v * Vec::lanes));
       active_[v] = static_cast<int32_t>(active);
-      count = list(negative_slope_ == 0.0f ? active : lanes_in_use(v), v, count);
+      now_active_[v] = static_cast<int32_t>(at_home);
+      built.active += popcount(active);
+      away += popcount(active ^ at_home);
     }
-    *reach = least(distance);
-    for (int i = 0; i < count; ++i) {
-      const int k = scratch_.index[i];
-      set_coefficients(i, k, is_active(k) ? 1.0f : negative_slope_);
+    built.reach = least(distance);
+
+    const int from_nothing = negative_slope_ == 0.0f ? built.active : critic_.layers[0].outputs;
+    const double columns = 1 + action_dim(), inputs = critic_.layers[0].inputs;
+    if (away * columns + inputs * single_column_cost < from_nothing * columns) {
+      copy_home(observation, base);
+      built.rows = add_changes();
+    } else {
+      std::copy_n(head_of(critic_.layers[1].bias, 1, shape_.width2), shape_.width2, map_);
+      std::fill_n(map_ + shape_.width2, static_cast<size_t>(action_dim()) * shape_.width2, 0.0f);
+      int count = 0;
+      for (int v = 0; v < shape_.width1 / Vec::lanes; ++v)
+        count = list(negative_slope_ == 0.0f ? active_bits(v) : lanes_in_use(v), v, count);
+      for (int i = 0; i < count; ++i) {
+        const int k = scratch_.index[i];
+        set_coefficients(i, k, is_active(k) ? 1.0f : negative_slope_);
+      }
+      add_units(count, 1 + action_dim(), map_);
+      built.rows = count;
     }
-    std::copy_n(head_of(critic_.layers[1].bias, 1, shape_.width2), shape_.width2, map_);
-    std::fill_n(map_ + shape_.width2, static_cast<size_t>(action_dim()) * shape_.width2,
-                0.0f);
-    add_units(count, 1 + action_dim(), map_);
-    return count;
+    return built;
   }
 
   // How many first-layer units have another sign at base + d [A] than in this region; and how far
@@ -129,16 +158,9 @@ class Region {
 
   // Go on to the region in which changes() looked.
   void correct() {
-    int count = 0;
-    for (int v = 0; v < shape_.width1 / Vec::lanes; ++v) {
-      count = list(static_cast<uint32_t>(now_active_[v] ^ active_[v]), v, count);
-      active_[v] = now_active_[v];
-    }
-    for (int i = 0; i < count; ++i) {
-      const int k = scratch_.index[i];
-      set_coefficients(i, k, is_active(k) ? 1.0f - negative_slope_ : negative_slope_ - 1.0f);
-    }
-    add_units(count, 1 + action_dim(), map_);
+    // The region's own signs take the place of those looked at, and the other way round.
+    for (int v = 0; v < shape_.width1 / Vec::lanes; ++v) std::swap(active_[v], now_active_[v]);
+    add_changes();
   }
 
   // q at base + d, in the region, and its gradient [A].
@@ -220,6 +242,36 @@ class Region {
 
   bool is_active(int k) const {
     return static_cast<uint32_t>(active_[k / Vec::lanes]) >> k % Vec::lanes & 1;
+  }
+
+  uint32_t active_bits(int v) const { return static_cast<uint32_t>(active_[v]); }
+
+  // Bring the maps from the region of now_active to that of active. Returns the number of units in
+  // which they differ.
+  int add_changes() const {
+    int count = 0;
+    for (int v = 0; v < shape_.width1 / Vec::lanes; ++v)
+      count = list(active_bits(v) ^ static_cast<uint32_t>(now_active_[v]), v, count);
+    for (int i = 0; i < count; ++i) {
+      const int k = scratch_.index[i];
+      set_coefficients(i, k, is_active(k) ? 1.0f - negative_slope_ : negative_slope_ - 1.0f);
+    }
+    add_units(count, 1 + action_dim(), map_);
+    return count;
+  }
+
+  // The maps of the home region, at this observation and base.
+  void copy_home(const float* observation, const float* base) const {
+    const auto width = static_cast<size_t>(shape_.width2);
+    const float* const home = head_of(critic_.home, critic_.layers[0].inputs, shape_.width2);
+    const float* const slopes = home + critic_.observation_dim * width;
+    std::copy_n(head_of(critic_.home_bias, 1, shape_.width2), width, map_);
+    std::copy_n(slopes, action_dim() * width, map_ + width);
+    for (int i = 0; i < critic_.observation_dim; ++i) scratch_.index[i] = i;
+    add_product(Rows<float>{home, width, shape_.width2}, scratch_.index, critic_.observation_dim,
+                observation, 1, 1, map_, width);
+    for (int j = 0; j < shape_.width2; j += Vec::lanes)
+      store(map_ + j, affine(map_, slopes, shape_.width2, base, j));
   }
 
   // Append the units of vector v whose bits are set to the index; returns its length.
@@ -349,7 +401,7 @@ class Region {
   float* map_;         // [1 + A, width2], c and then M^T
   float* effective_;   // [width2], w * act'(z_2) where full_value() was taken
   int32_t* active_;    // [width1 / lanes], bit i of word v: unit v * lanes + i is active
-  int32_t* now_active_;  // the same where changes() looked
+  int32_t* now_active_;  // the same where changes() looked, and of the home region in place()
   RegionScratch scratch_;
   const float* action_weights_;  // [A, width1], W_1a^T
   const float* inverse_norm_;    // [width1]

@@ -19,10 +19,6 @@
 namespace dtag {
 inline namespace DTAG_TARGET {
 
-// What adding a row of weights to one vector costs beside adding it to one of several: reading it
-// from the second-level cache takes longer than the multiplication. Measured.
-constexpr double single_column_cost = Vec::lanes == 16 ? 2.5 : Vec::lanes == 8 ? 2.0 : 1.0;
-
 template <int actions>  // as in Region
 class Walk {
  public:
@@ -100,18 +96,19 @@ class Walk {
     const int n = critic_.action_dim;
     std::copy_n(action, n, base_);
     std::fill_n(move_, n, 0.0f);
-    int active = 0;
+    int rows = 0, active = 0;
     reach_ = std::numeric_limits<float>::infinity();
     for (int e = 0; e < critic_.heads; ++e) {
-      float reach;
-      active += region(e).place(base_, &reach);
-      reach_ = std::min(reach_, reach);
+      const auto built = region(e).place(observation_, base_);
+      rows += built.rows;
+      active += built.active;
+      reach_ = std::min(reach_, built.reach);
     }
     std::copy_n(action, n, looked_);
     if (!placed_) {
       // In units of one row of weights added to one of several vectors.
       const double backward = options_.ensemble == Ensemble::min ? 1.0 : critic_.heads;
-      build_cost_ = static_cast<double>(1 + n) * active;
+      build_cost_ = static_cast<double>(1 + n) * rows;
       full_cost_ = single_column_cost * (active + 0.5 * backward * shape_.width2);
       patience_ = build_cost_;
     }
@@ -139,7 +136,7 @@ class Walk {
       flips_ += changes;
       corrections_ += changes;
       // Each correction rounds: after so many that building costs little beside them, build.
-      if (corrections_ > 4 * critic_.heads * shape_.width1) return place(action);
+      if (corrections_ > critic_.heads * shape_.width1) return place(action);
       for (int e = 0; e < critic_.heads; ++e) region(e).correct();
       return;
     }

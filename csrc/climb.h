@@ -2,7 +2,7 @@
 //
 //   begin(a^0);  reached(Q);  while move(): reached(Q);  outcome()
 //
-// Each candidate is at action(); reached() takes its Q, and move() finds its gradient at gradient().
+// Each candidate is at action(); reached() takes its Q, move() its gradient, from gradient().
 #pragma once
 
 #include <algorithm>

@@ -64,6 +64,9 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Mask operator<=(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
 inline Mask operator<(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 inline Vec select(Mask m, Vec yes, Vec no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
+inline Vec power_of_two(Vec n) {  // 2^n for a whole n in [-126, 127]
+  return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)};
+}
 inline uint32_t bits(Mask m) { return m.m; }  // lane i is bit i
 inline float sum(Vec a) {
   const __m256 low = _mm512_castps512_ps256(a.v);
@@ -99,6 +102,10 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline Mask operator<=(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)}; }
 inline Mask operator<(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 inline Vec select(Mask m, Vec yes, Vec no) { return {_mm256_blendv_ps(no.v, yes.v, m.m)}; }
+inline Vec power_of_two(Vec n) {
+  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
+}
 inline uint32_t bits(Mask m) { return static_cast<uint32_t>(_mm256_movemask_ps(m.m)); }
 inline float sum(Vec a) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -133,6 +140,10 @@ inline Mask operator<(Vec a, Vec b) { return {_mm_cmplt_ps(a.v, b.v)}; }
 inline Vec select(Mask m, Vec yes, Vec no) {
   return {_mm_or_ps(_mm_and_ps(m.m, yes.v), _mm_andnot_ps(m.m, no.v))};
 }
+inline Vec power_of_two(Vec n) {
+  const __m128i biased = _mm_add_epi32(_mm_cvtps_epi32(n.v), _mm_set1_epi32(127));
+  return {_mm_castsi128_ps(_mm_slli_epi32(biased, 23))};
+}
 inline uint32_t bits(Mask m) { return static_cast<uint32_t>(_mm_movemask_ps(m.m)); }
 inline float sum(Vec a) {
   const __m128 two = _mm_add_ps(a.v, _mm_movehl_ps(a.v, a.v));
@@ -163,6 +174,10 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline Mask operator<=(Vec a, Vec b) { return {vcleq_f32(a.v, b.v)}; }
 inline Mask operator<(Vec a, Vec b) { return {vcltq_f32(a.v, b.v)}; }
 inline Vec select(Mask m, Vec yes, Vec no) { return {vbslq_f32(m.m, yes.v, no.v)}; }
+inline Vec power_of_two(Vec n) {
+  const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127));
+  return {vreinterpretq_f32_s32(vshlq_n_s32(biased, 23))};
+}
 inline uint32_t bits(Mask m) {
   const uint32x4_t weights = {1, 2, 4, 8};
   return vaddvq_u32(vandq_u32(m.m, weights));

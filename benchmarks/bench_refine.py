@@ -1,50 +1,70 @@
-"""Refinement: every backend beside the reference, one thread, warm.
+"""Refinement: the package's algorithms beside the reference and other ways to compute it.
 
-Parity is checked before anything is timed. Contenders are timed in turn, and so is a large matrix
-product, from which the dense floor follows: the multiplications of a dense refinement at the rate
-of torch's float32 GEMM in the same minute. A backend that needs fewer multiplications may go below
-it; one row at a time can't reach it, being bound by the reading of weights.
+Parity is asserted before anything is timed. Contenders are timed in turn, and so are the loops of
+limits.cpp, from which the floors follow: the least work of each contender's own algorithm at the
+rates of multiply-adds and reads in the same rounds. Warm, one thread unless a row says otherwise.
 
-    pytest benchmarks/bench_refine.py [--record]
+    pytest benchmarks/bench_refine.py [--record] [--critic PATH] [--quick] [-k "standing and B1"]
+
+For the rows of a trained critic:
+
+    dtag data collect --env Hopper-v5 --tier medium-replay
+    dtag train critic --data dtag/hopper/medium-replay-v0 --preset iql-hopper --out runs/critic
+    pytest benchmarks/bench_refine.py --critic runs/critic
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from benchmarks import contenders, goals, limits
+from benchmarks.cases import CASES, EVERYTHING, STANDING, Case
+from benchmarks.checks import Checker
+from benchmarks.contenders import Contender
+from benchmarks.floors import (
+    Activity,
+    Shape,
+    dense_work,
+    measure_activity,
+    walk_work,
+    weights_bytes,
+)
+from dtag_fast.data.minari import from_minari
 from dtag_fast.models.critic import Critic
-from dtag_fast.refinement import BACKENDS, Refiner, reference
-from dtag_fast.refinement.backends import BackendName, reason_against
-from dtag_fast.refinement.options import RefineOptions
-from dtag_fast.refinement.parity import measure_parity
+from dtag_fast.refinement.parity import Parity
+from dtag_fast.training.iql import load_critic
 
 if TYPE_CHECKING:
     from benchmarks.conftest import Interleaved, Table
 
-# name: (observation_dim, action_dim) of a twin critic 256 x 256, ReLU
-CRITICS = {"standing": (17, 6), "hopper": (11, 3), "maze": (4, 2)}
-HIDDEN = (256, 256)
-BATCHES = (1, 64, 256)
-STEPS, STEP_SIZE = 10, 0.03
-
 SECONDS = 4.0  # for a case's rounds
-FEWEST_ROUNDS, MOST_ROUNDS = 15, 300
-GEMM = 512  # rows and columns
-GEMM_NAME = "gemm"
+FEWEST_ROUNDS, MOST_ROUNDS = 7, 300
+STARTS, SPREAD = 8, 0.1
+MANY_ROWS, TWO = 1024, ("", " two threads")
+TRAINED = [(1, 0.001), (1, 0.01), (1, 0.03), (1, 0.1), (64, 0.03), (256, 0.03)]  # B, eta
+ARITHMETIC = "multiply-adds"
+GROUP = "refine: rounds of all contenders; their own times are in the table"
 
 COLUMNS = {
-    "critic": "{}",
+    "case": "{}",
     "S": "{}",
     "A": "{}",
     "B": "{}",
-    "backend": "{}",
+    "n": "{}",
+    "eta": "{:g}",
+    "contender": "{}",
+    "algorithm": "{}",
     "p5 us": "{:.1f}",
     "p50 us": "{:.1f}",
     "p95 us": "{:.1f}",
@@ -52,166 +72,211 @@ COLUMNS = {
     "x reference": "{:.2f}x",
     "floor us": "{:.1f}",
     "x floor": "{:.1f}x",
+    "active": "{:.2f}",
+    "flips": "{:.2f}",
     "error": "{:.0e}",
 }
-
-
-def make_critic(name: str) -> Critic:
-    """A random critic, initialised as torch does."""
-    torch.manual_seed(0)
-    return Critic(*CRITICS[name], hidden=HIDDEN, heads=2)
-
-
-def make_batch(critic: Critic, batch: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    observations = torch.randn(batch, critic.observation_dim, generator=generator)
-    actions = torch.rand(batch, critic.action_dim, generator=generator) * 2 - 1
-    return observations, actions
-
-
-def dense_flops(critic: Critic) -> int:
-    """Of refining one row with every matrix in full, two a multiplication.
-
-    All heads forward for n + 1 candidates, the lowest head backward n times; the observation's
-    part of the first layer once.
-    """
-    widths = [critic.action_dim, *critic.hidden, 1]
-    pairs = list(itertools.pairwise(widths))
-    forward = sum(fan_in * fan_out for fan_in, fan_out in pairs)
-    backward = sum(fan_in * fan_out for fan_in, fan_out in pairs[:-1])
-    once = critic.observation_dim * critic.hidden[0] * critic.heads
-    return 2 * ((STEPS + 1) * critic.heads * forward + STEPS * backward + once)
-
-
-def flips_a_step(critic: Critic, observations: Tensor, actions: Tensor) -> float:
-    """Mean number of ReLUs of a head whose sign differs from one iterate to the next."""
-
-    def signs(actions: Tensor) -> Tensor:
-        x = torch.cat([critic.normalizer(observations), actions], dim=1).expand(
-            critic.heads, -1, -1
-        )
-        found = []
-        for weight, bias in list(zip(critic.weights, critic.biases, strict=True))[:-1]:
-            z = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-            found.append(z > 0)
-            x = z.relu()
-        return torch.cat(found, dim=2)  # [E, B, sum of hidden]
-
-    with torch.no_grad():
-        path = [
-            signs(
-                reference.refine(
-                    critic, observations, actions, steps=i, step_size=STEP_SIZE, select="last"
-                )
-            )
-            for i in range(STEPS + 1)
-        ]
-    changes = [(a ^ b).sum(dim=2).double().mean() for a, b in itertools.pairwise(path)]
-    return float(torch.stack(changes).mean())
-
-
-def available_backends(critic: Critic) -> list[BackendName]:
-    """The reference first, then the others that can do this refinement here."""
-    options = RefineOptions.check(
-        steps=STEPS,
-        step_size=STEP_SIZE,
-        optimizer="sgd",
-        bounds=(-1.0, 1.0),
-        ensemble="min",
-        lcb_k=1.0,
-        select="best",
-        max_distance=None,
-        gradient="raw",
-    )
-    others = [name for name in BACKENDS if reason_against(name, critic, options) is None]
-    names = ["reference", *(name for name in others if name != "reference")]
-    return cast("list[BackendName]", names)
+NOTES = [
+    "p5, p50, p95: of a call, checks of its arguments included, and the clock's 0.1 us.",
+    "floor: the least multiply-adds or reads of the contender's algorithm (autograd: dense) at the "
+    "rates of this machine in the same rounds.",
+    "active: share of the hidden units that ReLU leaves on. flips: hidden units of a head that "
+    "change sign in a step. Both along the reference's path.",
+    "error: largest in an action against float64, rows near a kink or tie apart; of bf16 against "
+    "the refinement of the rounded critic. Parity held for every row.",
+]
 
 
 @pytest.fixture(scope="module")
-def table(new_table: Callable[..., Table]) -> Table:
-    return new_table("refine", COLUMNS)
+def table(new_table: Callable[..., Table]) -> Iterator[Table]:
+    table = new_table("refine", COLUMNS)
+    reached = new_table("refine-goals", goals.COLUMNS)
+    yield table
+    table.notes[:0] = NOTES + list(filter(None, [limits.missing_reason()]))
+    reached.rows += goals.reached(table.rows)
+    reached.share = table.share
 
 
-@pytest.mark.benchmark(group="refine: rounds of all backends; their own times are in the table")
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("name", list(CRITICS))
-@pytest.mark.usefixtures("one_thread")
-def test_refine(
+Measure = Callable[[Case, Critic, list[Contender]], None]
+
+
+@pytest.fixture
+def measure(
     benchmark: BenchmarkFixture,
     interleaved: type[Interleaved],
     table: Table,
-    name: str,
-    batch: int,
-) -> None:
-    critic = make_critic(name)
-    observations, actions = make_batch(critic, batch)
-    backends = available_backends(critic)
-    parities = {}
-    for backend in backends:
-        parity = measure_parity(
-            critic, observations, actions, backend=backend, steps=STEPS, step_size=STEP_SIZE
-        )
-        assert parity.holds, f"{backend} is not the reference's equal, no time is taken: {parity}"
-        parities[backend] = parity
+    one_thread: None,
+    pytestconfig: pytest.Config,
+) -> Measure:
+    """`measure(case, critic, everyone)`: check the contenders, time them, add rows to the table."""
 
-    square = torch.randn(GEMM, GEMM)
-    product = torch.empty(GEMM, GEMM)
-    contenders: dict[str, Callable[[], object]] = {
-        GEMM_NAME: lambda: torch.mm(square, square, out=product)
+    def measure(case: Case, critic: Critic, everyone: list[Contender]) -> None:
+        checker = Checker(case, critic)
+        parities = [checker.check(each) for each in everyone]
+        calls: dict[str, Callable[[], object]] = {each.name: each.call for each in everyone}
+        race = interleaved({**calls, **limit_calls(critic, case, everyone)})
+        quick = pytestconfig.getoption("--quick")
+        seconds, fewest = (0.3, 1) if quick else (SECONDS, FEWEST_ROUNDS)
+        rounds = race.rounds_within(seconds, fewest, MOST_ROUNDS)
+        benchmark.pedantic(race.round, rounds=rounds)  # type: ignore[no-untyped-call]
+        table.share = min(table.share, race.share)
+
+        times = race.microseconds()
+        activities: dict[int, Activity] = {}
+        for each, parity in zip(everyone, parities, strict=True):
+            key = id(each.actions)
+            if key not in activities:
+                activities[key] = measure_activity(
+                    critic, each.observations, each.actions, case.steps, case.step_size
+                )
+            row = row_of(case, critic, each, parity, activities[key], times)
+            table.rows.append({**row, "share of a processor": race.share})
+
+    return measure
+
+
+def limit_calls(
+    critic: Critic, case: Case, everyone: list[Contender]
+) -> dict[str, Callable[[], object]]:
+    """The loops to time beside the contenders; none where they cannot be compiled."""
+    if limits.missing_reason() is not None:
+        return {}
+    levels = {level_of(critic, each.shape(case.steps)) for each in everyone}
+    reads = {level: functools.partial(limits.read, level) for level in sorted(levels)}
+    return {ARITHMETIC: limits.multiply_adds, **reads}
+
+
+def level_of(critic: Critic, shape: Shape) -> str:
+    """Where the weights are read from."""
+    return limits.level_of(weights_bytes(critic, shape.weight_bytes))
+
+
+def row_of(
+    case: Case,
+    critic: Critic,
+    contender: Contender,
+    parity: Parity,
+    activity: Activity,
+    times: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """A contender's row of the table."""
+    shape = contender.shape(case.steps)
+    p50 = times[contender.name]["p50"]
+    row: dict[str, Any] = {
+        "case": case.name,
+        "S": critic.observation_dim,
+        "A": critic.action_dim,
+        "B": shape.batch,
+        "N": shape.starts,
+        "n": case.steps,
+        "eta": case.step_size,
+        "hidden": list(critic.hidden),
+        "heads": critic.heads,
+        "activation": critic.activation,
+        "layer_norm": critic.layer_norm,
+        "contender": contender.name,
+        "algorithm": contender.algorithm,
+        "precision": contender.precision,
+        "threads": contender.threads,
+        **{f"{name} us": times[contender.name][name] for name in ("p5", "p50", "p95")},
+        "calls": times[contender.name]["calls"],
+        "us a row": p50 / shape.batch,
+        "active": sum(map(operator.mul, activity.active, critic.hidden)) / sum(critic.hidden),
+        "flips": activity.flips_a_step,
+        "error": parity.error,
+        "q_loss": parity.q_loss,
     }
-    for backend in backends:
-        refiner = Refiner(critic, steps=STEPS, step_size=STEP_SIZE, backend=backend)
-        contenders[backend] = lambda refiner=refiner: refiner(observations, actions)  # type: ignore[misc]
-    race = interleaved(contenders)
-    rounds = race.rounds_within(SECONDS, FEWEST_ROUNDS, MOST_ROUNDS)
-    benchmark.pedantic(race.round, rounds=rounds)  # type: ignore[no-untyped-call]
-    table.share = min(table.share, race.share)
-
-    times = race.microseconds()
-    flops_per_us = 2 * GEMM**3 / times[GEMM_NAME]["p50"]
-    floor = batch * dense_flops(critic) / flops_per_us
-    flips = flips_a_step(critic, observations, actions)
-    for backend in backends:
-        p50 = times[backend]["p50"]
-        table.rows.append(
-            {
-                "critic": name,
-                "S": critic.observation_dim,
-                "A": critic.action_dim,
-                "B": batch,
-                "backend": backend,
-                "p5 us": times[backend]["p5"],
-                "p50 us": p50,
-                "p95 us": times[backend]["p95"],
-                "us a row": p50 / batch,
-                "x reference": times["reference"]["p50"] / p50,
-                "floor us": floor,
-                "x floor": p50 / floor,
-                "error": parities[backend].error,
-                "calls": times[backend]["calls"],
-                "n": STEPS,
-                "step_size": STEP_SIZE,
-                "hidden": list(HIDDEN),
-                "heads": critic.heads,
-                "flips a step and head": flips,
-                "gemm GFLOP/s": flops_per_us / 1e3,
-                "threads": torch.get_num_threads(),
-                "share of a processor": race.share,
-            }
-        )
-    table.notes[:] = notes(table)
+    if "reference" in times:
+        row["x reference"] = times["reference"]["p50"] / p50
+    if ARITHMETIC in times:
+        level = level_of(critic, shape)
+        # Of all threads, a microsecond.
+        rate = contender.threads * limits.multiply_adds() / times[ARITHMETIC]["p50"]
+        bandwidth = contender.threads * limits.read(level) / times[level]["p50"]
+        work = walk_work if contender.algorithm == "walk" else dense_work
+        floor = work(critic, activity, shape).microseconds(rate, bandwidth)
+        row |= {"floor us": floor, "x floor": p50 / floor}
+        row |= {"GFLOP/s": 2e-3 * rate, "GB/s": 1e-3 * bandwidth, "read from": level}
+    if contender.info is not None:
+        row["flips of a walk, a row"] = float(contender.info.flips.double().mean())
+        row["dense steps, a row"] = float(contender.info.dense_steps.double().mean())
+    return row
 
 
-def notes(table: Table) -> list[str]:
-    """What the rows have in common."""
-    rates = [row["gemm GFLOP/s"] for row in table.rows]
-    flips = [row["flips a step and head"] for row in table.rows]
-    return [
-        f"Random twin critics {HIDDEN[0]}x{HIDDEN[1]} ReLU, n={STEPS}, step size {STEP_SIZE}, "
-        f"float32, one thread, warm, {min(flips):.2f}-{max(flips):.2f} flips a step and head.",
-        f"Floor: a dense refinement's multiplications at the rate of torch's {GEMM}x{GEMM} GEMM "
-        f"in the same rounds ({min(rates):.0f}-{max(rates):.0f} GFLOP/s).",
-        "Error: largest in an action against float64, rows near a kink or tie apart; parity held "
-        "in every case.",
-    ]
+def make_all(
+    table: Table, case: Case, critic: Critic, observations: Tensor, actions: Tensor
+) -> list[Contender]:
+    """The case's contenders; for one that is missing a note says why."""
+    found = []
+    for name in case.contenders:
+        try:
+            found.append(contenders.make(name, case, critic, observations, actions))
+        except contenders.Missing as reason:
+            table.notes.append(f"No {name} in {case}: {reason}")
+    return found
+
+
+@pytest.mark.benchmark(group=GROUP)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_refine(case: Case, table: Table, measure: Measure) -> None:
+    critic = case.critic()
+    measure(case, critic, make_all(table, case, critic, *case.inputs()))
+
+
+@pytest.mark.benchmark(group=GROUP)
+def test_starting_points(table: Table, measure: Measure) -> None:
+    """Eight starting points of one row, near each other, against eight rows."""
+    case = dataclasses.replace(STANDING, name="starting points")
+    critic = case.critic()
+    observations, centre = case.inputs()
+    generator = torch.Generator().manual_seed(2)
+    spread = torch.rand(1, STARTS, case.action_dim, generator=generator) - 0.5
+    points = centre.unsqueeze(1) + SPREAD * spread  # no two differ by more in a coordinate
+    together = make_all(table, case, critic, observations, points)
+    rows = observations.repeat(STARTS, 1)
+    apart = dataclasses.replace(case, contenders=("auto as rows",))
+    measure(case, critic, together + make_all(table, apart, critic, rows, points[0]))
+
+
+@pytest.mark.benchmark(group=GROUP)
+def test_two_threads(table: Table, measure: Measure) -> None:
+    names = ("reference", *(f"{word}{two}" for word in ("dense", "walk", "auto") for two in TWO))
+    case = dataclasses.replace(STANDING, batch=MANY_ROWS, contenders=names)
+    critic = case.critic()
+    measure(case, critic, make_all(table, case, critic, *case.inputs()))
+
+
+@pytest.mark.benchmark(group=GROUP)
+@pytest.mark.parametrize(("batch", "step_size"), TRAINED)
+def test_trained_critic(
+    batch: int, step_size: float, pytestconfig: pytest.Config, table: Table, measure: Measure
+) -> None:
+    path = pytestconfig.getoption("--critic")
+    if path is None:
+        pytest.skip("no --critic PATH")
+    try:
+        critic, observations, actions = trained(path)
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    chosen = np.random.default_rng(0).choice(len(actions), batch, replace=False)
+    case = Case(
+        "trained",
+        critic.observation_dim,
+        critic.action_dim,
+        batch,
+        step_size=step_size,
+        contenders=EVERYTHING,
+    )
+    measure(case, critic, make_all(table, case, critic, observations[chosen], actions[chosen]))
+
+
+@functools.cache
+def trained(path: Path) -> tuple[Critic, Tensor, Tensor]:
+    """The critic, and all observations [T, S] and actions [T, A] of the dataset it learnt from.
+
+    Raises:
+        FileNotFoundError: that dataset is not on this machine.
+    """
+    critic, state = load_critic(path)
+    data = from_minari(state["dataset"]["id"])
+    return critic, torch.from_numpy(data.observations), torch.from_numpy(data.actions)

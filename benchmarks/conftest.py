@@ -2,6 +2,8 @@
 
 pytest benchmarks                  measure and print
 pytest benchmarks --record         and write the rows to benchmarks/results/
+pytest benchmarks --quick          a look whether all runs; its numbers are worth little
+pytest benchmarks --critic PATH    also refine with a trained critic, on its dataset
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,16 @@ import numpy as np
 import pytest
 import torch
 
+from dtag_fast import build_info
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
 WARM_UP_ROUNDS = 3
+WARM_UP_SECONDS = 1.0  # after which it ends
+LONG_CALL = (
+    10e-3  # seconds; before a longer call none is needed that brings its data into the caches
+)
 BURST_SECONDS = 1e-3  # a contender's calls in one round
 LONGEST_BURST = 20
 LEAST_SHARE = 0.9  # of a processor; with less, what is measured is the scheduler
@@ -34,6 +43,13 @@ LEAST_SHARE = 0.9  # of a processor; with less, what is measured is the schedule
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record", action="store_true", help="write the benchmarks' rows to benchmarks/results/"
+    )
+    parser.addoption("--quick", action="store_true", help="few rounds: a look whether all runs")
+    parser.addoption(
+        "--critic",
+        type=Path,
+        metavar="PATH",
+        help="a trained critic: a run's or checkpoint's folder",
     )
 
 
@@ -46,6 +62,9 @@ class Machine:
     system: str
     python: str
     torch: str
+    numpy: str
+    onnxruntime: str
+    isa: str
     commit: str
     date: str
 
@@ -58,6 +77,9 @@ class Machine:
             system=f"{platform.system()} {platform.machine()}",
             python=platform.python_version(),
             torch=torch.__version__,
+            numpy=np.__version__,
+            onnxruntime=_version("onnxruntime"),
+            isa=build_info.describe()["isa"] or "none",
             commit=_commit(),
             date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         )
@@ -65,7 +87,8 @@ class Machine:
     def __str__(self) -> str:
         return (
             f"{self.processor}, {self.cores} cores, {self.system}, Python {self.python}, "
-            f"torch {self.torch}, commit {self.commit}, {self.date}"
+            f"torch {self.torch}, numpy {self.numpy}, onnxruntime {self.onnxruntime}, "
+            f"kernels {self.isa}, commit {self.commit}, {self.date}"
         )
 
     @property
@@ -172,8 +195,8 @@ class Interleaved:
     """Contenders timed in turn, so that a machine's moods meet them all alike.
 
     A round goes through all of them, each round starting with another one. A contender's turn is
-    one call that is not timed, which brings its data into the caches, and then a burst of timed
-    ones.
+    one call that is not timed, which brings its data into the caches (unless calls are long), and
+    then a burst of timed ones.
 
     Args:
         contenders: what to call, by name.
@@ -184,18 +207,29 @@ class Interleaved:
         self.order = list(contenders)
         self.seconds: dict[str, list[float]] = {name: [] for name in contenders}
         self.bursts = dict.fromkeys(contenders, 1)
+        self.long: set[str] = set()  # those whose calls need no warming up
         self._wall = self._cpu = 0.0
+        start = time.perf_counter()
         for _ in range(WARM_UP_ROUNDS):
             self.round()
+            if time.perf_counter() - start > WARM_UP_SECONDS:
+                break
+        self.round_seconds = 0.0  # expected
         for name, times in self.seconds.items():
-            self.bursts[name] = min(LONGEST_BURST, max(1, int(BURST_SECONDS / min(times))))
-        self._forget()
+            least = min(times)
+            self.bursts[name] = min(LONGEST_BURST, max(1, int(BURST_SECONDS / least)))
+            if least > LONG_CALL:
+                self.long.add(name)
+            self.round_seconds += least * (self.bursts[name] + (name not in self.long))
+            times.clear()
+        self._wall = self._cpu = 0.0
 
     def round(self) -> None:
         """One turn of each contender."""
         for name in self.order:
             call = self.contenders[name]
-            call()
+            if name not in self.long:
+                call()
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(self.bursts[name]):
                 start = time.perf_counter()
@@ -206,12 +240,8 @@ class Interleaved:
         self.order = self.order[1:] + self.order[:1]
 
     def rounds_within(self, seconds: float, least: int, most: int) -> int:
-        """How many rounds fit into so many seconds, by a trial that is not counted."""
-        start = time.perf_counter()
-        self.round()
-        elapsed = time.perf_counter() - start
-        self._forget()
-        return max(least, min(most, int(seconds / elapsed)))
+        """How many rounds fit into so many seconds."""
+        return max(least, min(most, int(seconds / self.round_seconds)))
 
     @property
     def share(self) -> float:
@@ -225,11 +255,6 @@ class Interleaved:
             p5, p50, p95 = np.percentile(times, [5, 50, 95]) * 1e6
             found[name] = {"calls": len(times), "p5": p5, "p50": p50, "p95": p95}
         return found
-
-    def _forget(self) -> None:
-        for times in self.seconds.values():
-            times.clear()
-        self._wall = self._cpu = 0.0
 
 
 @pytest.fixture(scope="session")
@@ -268,6 +293,13 @@ def _commit() -> str:
         return "unknown"
     changed = _output("git", "status", "--porcelain", "--untracked-files=no")
     return commit + ("+" if changed else "")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def _output(*command: str) -> str:

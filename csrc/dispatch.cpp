@@ -61,8 +61,8 @@ void select_isa(const std::string& name) { selected() = find(name); }
 const char* why_no_walk(const Critic& critic) {
   if (critic.activation != Activation::relu && critic.activation != Activation::leaky_relu)
     return "its activation is not piecewise linear";
-  if (critic.hidden_layers < 1 || critic.hidden_layers > 2)
-    return "it has neither one nor two hidden layers";
+  if (critic.hidden_layers < 1 || critic.hidden_layers > 3)
+    return "it does not have one, two or three hidden layers";
   for (int l = 0; l < critic.hidden_layers; ++l)
     if (critic.layers[l].norm_weight != nullptr) return "it has LayerNorm";
   if (!critic.finite) return "its weights are not all finite";

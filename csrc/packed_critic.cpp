@@ -173,7 +173,7 @@ PackedCritic::PackedCritic(int observation_dim, int action_dim, int heads, Activ
     }
     view_.layers = layers_.data();
     view_.inverse_norm = pack_inverse_norm(arena, layers_[0], heads, observation_dim);
-    if (layers_.size() == 3 && why_no_walk(view_) == nullptr)
+    if (layers_.size() > 2 && why_no_walk(view_) == nullptr)
       pack_home(arena, heads, activation == Activation::leaky_relu ? negative_slope : 0.0f,
                 layers_, &view_.home, &view_.home_bias);
     return arena.used();

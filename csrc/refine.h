@@ -59,7 +59,7 @@ struct Critic {
   // |z_1| the distance by which the action can move before the unit can change its sign. Infinite
   // for weights of zero and for the padding.
   const float* inverse_norm = nullptr;
-  // Of a critic whose linear regions can be walked and that has two hidden layers, the affine map
+  // Of a critic whose linear regions can be walked and that has two or more hidden layers, the map
   // to z_2 in its home region: the one where each first-layer unit has the sign of its bias, as at
   // the mean observation and the action 0. Null otherwise.
   const float* home = nullptr;       // [E, S + A, padded(H_2)], (W_2 D W_1)^T

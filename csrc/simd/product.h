@@ -8,7 +8,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "../refine.h"
 #include "vec.h"
 
 #if defined(__GNUC__)
@@ -110,6 +112,30 @@ void add_product(const Rows<Weight>& rows, const int32_t* index, int count,
     out += now * out_stride;
     columns -= now;
   }
+}
+
+// out [columns, padded(outputs)] += coefficients [count, columns] of indexed inputs of a layer times
+// their weights; with `backward` of indexed outputs, and out has the inputs.
+inline void add_layer_product(const Layer& layer, bool backward, int head, const int32_t* index,
+                              int count, const float* coefficients, int columns, float* out) {
+  const int rows = backward ? layer.outputs : layer.inputs;
+  const int width = padded(backward ? layer.inputs : layer.outputs);
+  const size_t offset = static_cast<size_t>(head) * rows * width;
+  const auto add = [&](auto* weights) {
+    using Weight = std::decay_t<decltype(*weights)>;
+    add_product(Rows<Weight>{weights + offset, static_cast<size_t>(width), width}, index, count,
+                coefficients, columns, columns, out, static_cast<size_t>(width));
+  };
+  if (layer.weight_bf16 != nullptr)
+    add(backward ? layer.weight_bf16 : layer.transposed_bf16);
+  else
+    add(backward ? layer.weight : layer.transposed);
+}
+
+inline float inner(const float* x, const float* y, int width) {
+  Vec total = zero();
+  for (int j = 0; j < width; j += Vec::lanes) total = fma(load(x + j), load(y + j), total);
+  return sum(total);
 }
 
 }  // namespace DTAG_TARGET

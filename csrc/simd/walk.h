@@ -1,5 +1,5 @@
-// The walk: a critic with one or two hidden layers of ReLU or LeakyReLU, refined by following its
-// linear regions (region.h) instead of recomputing the network at every candidate.
+// The walk: a critic with one, two or three hidden layers of ReLU or LeakyReLU, refined by following
+// its linear regions (region.h) instead of recomputing the network at every candidate.
 //
 // A step whose corrections would cost more than the full network is evaluated by the full network
 // and leaves the regions as they are. Once such steps have cost as much as building the regions
@@ -14,6 +14,7 @@
 #include "../ascent.h"
 #include "../ensemble.h"
 #include "../refine.h"
+#include "full_network.h"
 #include "region.h"
 
 namespace dtag {
@@ -54,7 +55,7 @@ class Walk {
     }
     entering_ = false;
     for (int e = 0; e < critic_.heads; ++e) {
-      q_[e] = full_ ? region(e).full_value(move_)
+      q_[e] = full_ ? full_head(e).value(region_floats(e), action)
                     : region(e).value_and_gradient(move_, gradients_ + e * critic_.action_dim);
       if (!std::isfinite(q_[e])) return give_up();
     }
@@ -67,7 +68,7 @@ class Walk {
     for (int e = 0; e < critic_.heads; ++e) {
       if (factor_[e] == 0.0f) continue;
       if (full_) {
-        region(e).add_full_gradient(move_, factor_[e], gradient);
+        full_head(e).add_gradient(factor_[e], gradient);
       } else {
         for (int k = 0; k < n; ++k) gradient[k] += factor_[e] * gradients_[e * n + k];
       }
@@ -82,8 +83,11 @@ class Walk {
 
  private:
   Region<actions> region(int e) const {
-    return {critic_, shape_, e, floats_ + e * shape_.floats(), words_ + e * shape_.words(),
-            scratch_};
+    return {critic_, shape_, e, region_floats(e), words_ + e * shape_.words, scratch_};
+  }
+  float* region_floats(int e) const { return floats_ + e * shape_.floats; }
+  FullHead full_head(int e) const {
+    return {critic_, shape_, e, slopes_ + e * FullHead::floats(shape_), scratch_};
   }
 
   float give_up() {
@@ -97,10 +101,12 @@ class Walk {
     std::copy_n(action, n, base_);
     std::fill_n(move_, n, 0.0f);
     int rows = 0, active = 0;
+    top_rows_ = 0;
     reach_ = std::numeric_limits<float>::infinity();
     for (int e = 0; e < critic_.heads; ++e) {
       const auto built = region(e).place(observation_, base_);
       rows += built.rows;
+      top_rows_ += built.top_rows;
       active += built.active;
       reach_ = std::min(reach_, built.reach);
     }
@@ -108,8 +114,10 @@ class Walk {
     if (!placed_) {
       // In units of one row of weights added to one of several vectors.
       const double backward = options_.ensemble == Ensemble::min ? 1.0 : critic_.heads;
+      double above_first = 0.0;
+      for (int l = 1; l < shape_.layers; ++l) above_first += shape_.width[l];
       build_cost_ = static_cast<double>(1 + n) * rows;
-      full_cost_ = single_column_cost * (active + 0.5 * backward * shape_.width2);
+      full_cost_ = single_column_cost * (active + 0.5 * backward * above_first);
       patience_ = build_cost_;
     }
     placed_ = true;
@@ -121,7 +129,25 @@ class Walk {
   // Bring the regions to base + move, the action, or decide to do without them there.
   void follow(const float* action) {
     full_ = false;
-    if (within_reach(action)) return;
+    const int changes = within_reach(action) ? 0 : look(action);
+    if (changes > 0) {
+      // With three layers a change also passes through the second, up to 1 + A at a time.
+      const int columns = 1 + critic_.action_dim;
+      const double cost = static_cast<double>(changes) * columns +
+                          static_cast<double>(std::min(changes, columns)) * top_rows_;
+      if (cost >= (entering_ ? build_cost_ : full_cost_)) return give_way(action);
+      // Each correction rounds: after so many that building costs little beside them, build.
+      corrections_ += changes;
+      if (corrections_ > critic_.heads * shape_.width[0]) return place(action);
+      flips_ += changes;
+      for (int e = 0; e < critic_.heads; ++e) region(e).correct();
+    }
+    if (shape_.layers == 3)
+      for (int e = 0; e < critic_.heads; ++e) flips_ += region(e).correct_top(move_);
+  }
+
+  // The number of first-layer units of all heads that have another sign at the action.
+  int look(const float* action) {
     int changes = 0;
     reach_ = std::numeric_limits<float>::infinity();
     for (int e = 0; e < critic_.heads; ++e) {
@@ -130,16 +156,11 @@ class Walk {
       reach_ = std::min(reach_, reach);
     }
     std::copy_n(action, critic_.action_dim, looked_);
-    if (changes == 0) return;
-    const double cost = static_cast<double>(changes) * (1 + critic_.action_dim);
-    if (entering_ ? cost < build_cost_ : cost < full_cost_) {
-      flips_ += changes;
-      corrections_ += changes;
-      // Each correction rounds: after so many that building costs little beside them, build.
-      if (corrections_ > critic_.heads * shape_.width1) return place(action);
-      for (int e = 0; e < critic_.heads; ++e) region(e).correct();
-      return;
-    }
+    return changes;
+  }
+
+  // Where corrections cost too much: the full network, or new regions.
+  void give_way(const float* action) {
     if (entering_) return place(action);
     if (lost_ >= patience_) {
       patience_ *= 2.0;
@@ -166,26 +187,30 @@ class Walk {
       used += (count + padding - 1) / padding * padding;
       return taken;
     };
-    const int widest = std::max(shape_.width1, shape_.width2);
+    const auto widest = static_cast<size_t>(shape_.widest);
     const int n = critic_.action_dim;
-    floats_ = take(critic_.heads * shape_.floats());
-    scratch_.units = take(widest);
-    scratch_.coefficients = take(static_cast<size_t>(widest) * (1 + n));
+    floats_ = take(critic_.heads * shape_.floats);
+    slopes_ = take(critic_.heads * FullHead::floats(shape_));
+    scratch_.coefficients = take(widest * (1 + n));
+    scratch_.through = take(shape_.layers == 3 ? widest * n : 0);
+    scratch_.units = take(shape_.layers == 3 ? widest * n : widest);
     observation_ = take(critic_.observation_dim);
     for (float** action : {&base_, &move_, &looked_}) *action = take(n);
     gradients_ = take(static_cast<size_t>(critic_.heads) * n);
     for (float** heads : {&q_, &factor_}) *heads = take(critic_.heads);
+    const size_t words = critic_.heads * shape_.words;
     words_ = workspace.indices;
-    scratch_.index = words_ == nullptr ? nullptr : words_ + critic_.heads * shape_.words();
-    return {used, critic_.heads * shape_.words() +
-                      static_cast<size_t>(std::max(widest, critic_.observation_dim))};
+    scratch_.index = words_ == nullptr ? nullptr : words_ + words;
+    return {used, words + std::max({2 * widest, static_cast<size_t>(critic_.observation_dim),
+                                    static_cast<size_t>(n)})};
   }
 
   const Critic& critic_;
   const Options& options_;
   const RegionShape shape_;
-  float* floats_;    // [E, shape_.floats()]
-  int32_t* words_;   // [E, shape_.words()]
+  float* floats_;    // [E, shape_.floats], the regions
+  int32_t* words_;   // [E, shape_.words], their signs
+  float* slopes_;    // [E, FullHead::floats], the full network's
   RegionScratch scratch_;
   float* observation_;         // [S], standardised
   float *base_, *move_;        // [A]; the action is base + move
@@ -198,6 +223,7 @@ class Walk {
   bool full_ = false;          // the last value was taken by the full network
   bool failed_ = false;
   double build_cost_ = 0.0, full_cost_ = 0.0, patience_ = 0.0, lost_ = 0.0;
+  int top_rows_ = 0;     // of all heads: rows of weights in the third layer's maps when built
   int corrections_ = 0;  // since the regions were built
   int64_t flips_ = 0;
   int64_t full_steps_ = 0;

@@ -175,7 +175,7 @@ def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -
         backend: "auto", "cpu" or "reference"; see `dtag_fast.refinement.BACKENDS`. The three words
             that follow are of the cpu backend alone.
         algorithm: "walk", from linear region to linear region of the critic: for relu and
-            leaky_relu with one or two hidden layers; "dense", the full network at every
+            leaky_relu with one to three hidden layers; "dense", the full network at every
             candidate; or "auto", the quicker one.
         precision: "fp32", or "bf16": the weights between hidden layers rounded to bfloat16. The
             arithmetic is float32 with either.

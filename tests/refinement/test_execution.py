@@ -44,7 +44,7 @@ def test_the_algorithm_asked_for_is_the_one_that_runs() -> None:
 @pytest.mark.parametrize(
     ("critic", "reason"),
     [
-        ({"hidden": (8, 8, 8)}, "hidden layers"),
+        ({"hidden": (8, 8, 8, 8)}, "hidden layers"),
         ({"hidden": ()}, "hidden layers"),
         ({"activation": "tanh"}, "its activation is not piecewise linear"),
         ({"layer_norm": True}, "it has LayerNorm"),

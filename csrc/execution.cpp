@@ -32,21 +32,13 @@ Workspace thread_workspace(const WorkspaceSize& size) {
 // second thread pays, and each further one has to find as much.
 constexpr double microseconds_per_helper = 100.0;
 
-// From the multiplications of full forward and backward passes.
-double estimated_microseconds(const Critic& critic, const Options& options, const Batch& batch) {
-  constexpr double flops_per_microsecond = 1e5;
-  double weights = static_cast<double>(critic.action_dim) * critic.layers[0].outputs;
-  for (int l = 1; l <= critic.hidden_layers; ++l)
-    weights += static_cast<double>(critic.layers[l].inputs) * critic.layers[l].outputs;
-  const double evaluations = static_cast<double>(batch.rows) * batch.starts * (options.steps + 1.0);
-  return evaluations * critic.heads * weights * 4.0 / flops_per_microsecond;
-}
-
 int threads_worth_using(const Critic& critic, const Options& options, const Batch& batch,
                         const Execution& execution) {
   if (execution.threads < 2 || batch.rows < 2) return 1;
   const double most = static_cast<double>(std::min<int64_t>(execution.threads, batch.rows)) - 1.0;
-  const double helpers = estimated_microseconds(critic, options, batch) / microseconds_per_helper;
+  const double work = estimated_microseconds(kernels().rates, critic, options, batch,
+                                             execution.algorithm);
+  const double helpers = work / microseconds_per_helper;
   return 1 + static_cast<int>(std::min(helpers, most));
 }
 
@@ -63,12 +55,14 @@ int64_t rows_per_chunk(const Batch& batch, Algorithm algorithm, int threads) {
 
 }  // namespace
 
-Algorithm choose(const Critic& critic, const Options&, const Batch&, Algorithm algorithm) {
+Algorithm choose(const Critic& critic, const Options& options, const Batch&,
+                 Algorithm algorithm) {
   if (algorithm == Algorithm::dense) return algorithm;
   const char* const reason =
       kernels().walk.run == nullptr ? "the scalar kernels have no walk" : why_no_walk(critic);
   if (algorithm == Algorithm::walk && reason != nullptr) throw std::invalid_argument(reason);
-  return reason == nullptr ? Algorithm::walk : Algorithm::dense;
+  if (algorithm == Algorithm::walk) return algorithm;
+  return reason == nullptr ? quicker(kernels().rates, critic, options) : Algorithm::dense;
 }
 
 void refine(const Critic& critic, const Options& options, const Batch& batch, const Result& result,

@@ -1,11 +1,10 @@
 // One refinement from end to end: the choice of algorithm, threads and scratch memory.
 #pragma once
 
+#include "cost_model.h"
 #include "refine.h"
 
 namespace dtag {
-
-enum class Algorithm { automatic, dense, walk };
 
 struct Execution {
   Algorithm algorithm = Algorithm::automatic;

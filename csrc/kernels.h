@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cost_model.h"
 #include "refine.h"
 
 namespace dtag {
@@ -15,6 +16,7 @@ struct KernelSet {
   const char* isa;
   Kernel walk;
   Kernel dense;
+  CostRates rates;
 };
 
 // Compiled from simd/kernels.cpp, once for each.

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -30,19 +29,10 @@ from torch import Tensor
 
 from benchmarks import contenders, goals, limits
 from benchmarks.cases import CASES, EVERYTHING, STANDING, Case
-from benchmarks.checks import Checker
 from benchmarks.contenders import Contender
-from benchmarks.floors import (
-    Activity,
-    Shape,
-    dense_work,
-    measure_activity,
-    walk_work,
-    weights_bytes,
-)
+from benchmarks.entries import calls, enter, row
 from dtag_fast.data.minari import from_minari
 from dtag_fast.models.critic import Critic
-from dtag_fast.refinement.parity import Parity
 from dtag_fast.training.iql import load_critic
 
 if TYPE_CHECKING:
@@ -53,7 +43,6 @@ FEWEST_ROUNDS, MOST_ROUNDS = 7, 300
 STARTS, SPREAD = 8, 0.1
 MANY_ROWS, TWO = 1024, ("", " two threads")
 TRAINED = [(1, 0.001), (1, 0.01), (1, 0.03), (1, 0.1), (64, 0.03), (256, 0.03)]  # B, eta
-ARITHMETIC = "multiply-adds"
 GROUP = "refine: rounds of all contenders; their own times are in the table"
 
 COLUMNS = {
@@ -70,6 +59,7 @@ COLUMNS = {
     "p95 us": "{:.1f}",
     "us a row": "{:.2f}",
     "x reference": "{:.2f}x",
+    "kernel us": "{:.1f}",
     "floor us": "{:.1f}",
     "x floor": "{:.1f}x",
     "active": "{:.2f}",
@@ -78,6 +68,7 @@ COLUMNS = {
 }
 NOTES = [
     "p5, p50, p95: of a call, checks of its arguments included, and the clock's 0.1 us.",
+    "kernel: the median of the native kernel alone, where there is one row.",
     "floor: the least multiply-adds or reads of the contender's algorithm (autograd: dense) at the "
     "rates of this machine in the same rounds.",
     "active: share of the hidden units that ReLU leaves on. flips: hidden units of a head that "
@@ -111,96 +102,19 @@ def measure(
     """`measure(case, critic, everyone)`: check the contenders, time them, add rows to the table."""
 
     def measure(case: Case, critic: Critic, everyone: list[Contender]) -> None:
-        checker = Checker(case, critic)
-        parities = [checker.check(each) for each in everyone]
-        calls: dict[str, Callable[[], object]] = {each.name: each.call for each in everyone}
-        race = interleaved({**calls, **limit_calls(critic, case, everyone)})
+        entries = enter(case, critic, everyone)
+        race = interleaved(calls(entries))
         quick = pytestconfig.getoption("--quick")
         seconds, fewest = (0.3, 1) if quick else (SECONDS, FEWEST_ROUNDS)
         rounds = race.rounds_within(seconds, fewest, MOST_ROUNDS)
         benchmark.pedantic(race.round, rounds=rounds)  # type: ignore[no-untyped-call]
         table.share = min(table.share, race.share)
-
         times = race.microseconds()
-        activities: dict[int, Activity] = {}
-        for each, parity in zip(everyone, parities, strict=True):
-            key = id(each.actions)
-            if key not in activities:
-                activities[key] = measure_activity(
-                    critic, each.observations, each.actions, case.steps, case.step_size
-                )
-            row = row_of(case, critic, each, parity, activities[key], times)
-            table.rows.append({**row, "share of a processor": race.share})
+        for entry in entries:
+            made = row(case, critic, entry, times)
+            table.rows.append({**made, "share of a processor": race.share})
 
     return measure
-
-
-def limit_calls(
-    critic: Critic, case: Case, everyone: list[Contender]
-) -> dict[str, Callable[[], object]]:
-    """The loops to time beside the contenders; none where they cannot be compiled."""
-    if limits.missing_reason() is not None:
-        return {}
-    levels = {level_of(critic, each.shape(case.steps)) for each in everyone}
-    reads = {level: functools.partial(limits.read, level) for level in sorted(levels)}
-    return {ARITHMETIC: limits.multiply_adds, **reads}
-
-
-def level_of(critic: Critic, shape: Shape) -> str:
-    """Where the weights are read from."""
-    return limits.level_of(weights_bytes(critic, shape.weight_bytes))
-
-
-def row_of(
-    case: Case,
-    critic: Critic,
-    contender: Contender,
-    parity: Parity,
-    activity: Activity,
-    times: Mapping[str, Mapping[str, float]],
-) -> dict[str, Any]:
-    """A contender's row of the table."""
-    shape = contender.shape(case.steps)
-    p50 = times[contender.name]["p50"]
-    row: dict[str, Any] = {
-        "case": case.name,
-        "S": critic.observation_dim,
-        "A": critic.action_dim,
-        "B": shape.batch,
-        "N": shape.starts,
-        "n": case.steps,
-        "eta": case.step_size,
-        "hidden": list(critic.hidden),
-        "heads": critic.heads,
-        "activation": critic.activation,
-        "layer_norm": critic.layer_norm,
-        "contender": contender.name,
-        "algorithm": contender.algorithm,
-        "precision": contender.precision,
-        "threads": contender.threads,
-        **{f"{name} us": times[contender.name][name] for name in ("p5", "p50", "p95")},
-        "calls": times[contender.name]["calls"],
-        "us a row": p50 / shape.batch,
-        "active": sum(map(operator.mul, activity.active, critic.hidden)) / sum(critic.hidden),
-        "flips": activity.flips_a_step,
-        "error": parity.error,
-        "q_loss": parity.q_loss,
-    }
-    if "reference" in times:
-        row["x reference"] = times["reference"]["p50"] / p50
-    if ARITHMETIC in times:
-        level = level_of(critic, shape)
-        # Of all threads, a microsecond.
-        rate = contender.threads * limits.multiply_adds() / times[ARITHMETIC]["p50"]
-        bandwidth = contender.threads * limits.read(level) / times[level]["p50"]
-        work = walk_work if contender.algorithm == "walk" else dense_work
-        floor = work(critic, activity, shape).microseconds(rate, bandwidth)
-        row |= {"floor us": floor, "x floor": p50 / floor}
-        row |= {"GFLOP/s": 2e-3 * rate, "GB/s": 1e-3 * bandwidth, "read from": level}
-    if contender.info is not None:
-        row["flips of a walk, a row"] = float(contender.info.flips.double().mean())
-        row["dense steps, a row"] = float(contender.info.dense_steps.double().mean())
-    return row
 
 
 def make_all(

@@ -127,7 +127,7 @@ CASES = [
     # Other networks.
     *_at(Case("one layer", 17, 6, hidden=(256,)), 1, 64),
     *_at(Case("leaky relu", 17, 6, activation="leaky_relu"), 1, 64),
-    *_at(Case("three layers", 17, 6, hidden=(256, 256, 256), contenders=NO_WALK), 1, 64),
+    *_at(Case("three layers", 17, 6, hidden=(256, 256, 256)), 1, 64),
     *_at(
         Case("mish, LayerNorm", 17, 6, activation="mish", layer_norm=True, contenders=NO_WALK),
         1,

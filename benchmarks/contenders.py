@@ -11,6 +11,7 @@ import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -20,10 +21,12 @@ from benchmarks.cases import Case
 from benchmarks.floors import Shape
 from benchmarks.onnx_model import closed_form
 from dtag_fast.models.critic import Critic
-from dtag_fast.refinement import RefineInfo, Refiner
+from dtag_fast.refinement import RefineInfo, Refiner, cpu
 from dtag_fast.refinement.execution import Algorithm, Precision
 
 Call = Callable[[], Any]
+
+KERNEL_CALLS = 20
 
 
 class Missing(Exception):
@@ -43,6 +46,8 @@ class Contender:
         precision: "fp32" or "bf16".
         threads: the most it may use.
         info: what the package's backends report.
+        time_kernel: seconds of a few calls of the native kernel alone, where a call is so short
+            that what is around it matters.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Contender:
     precision: Precision = "fp32"
     threads: int = 1
     info: RefineInfo | None = None
+    time_kernel: Callable[[], list[float]] | None = None
 
     def shape(self, steps: int) -> Shape:
         """The sizes that its work depends on."""
@@ -97,6 +103,9 @@ def make(name: str, case: Case, critic: Critic, observations: Tensor, actions: T
         raise Missing(str(reason)) from reason
     inputs: tuple[Any, Any] = (observations, actions)
     _, info = Refiner(critic, **options, **execution, return_info=True)(*inputs)
+    timer = None
+    if refiner.backend == "cpu" and len(actions) == 1 and hasattr(native(), "time_kernel"):
+        timer = kernel_timer(refiner, observations, actions)
     if rest == "numpy":
         inputs = observations.numpy(), actions.numpy()
     return Contender(
@@ -108,7 +117,44 @@ def make(name: str, case: Case, critic: Critic, observations: Tensor, actions: T
         execution.get("precision", "fp32"),
         execution.get("threads", 1),
         info,
+        None if timer is None else functools.partial(timer, KERNEL_CALLS),
     )
+
+
+def native() -> ModuleType:
+    """The compiled kernels."""
+    return importlib.import_module("dtag_fast._native")
+
+
+def kernel_timer(
+    refiner: Refiner, observations: Tensor, actions: Tensor
+) -> Callable[[int], list[float]]:
+    """A function that times so many calls of the native kernel alone, in seconds.
+
+    Args:
+        refiner: of the backend "cpu", with a number of threads.
+        observations: [B, S].
+        actions: [B, A] or [B, N, A].
+    """
+    execution = refiner.execution
+    packed = cpu.pack(refiner.critic, execution.precision)
+    options = cpu.native_options(refiner.options, actions.shape[-1])
+    time_kernel: Callable[..., list[float]] = native().time_kernel
+
+    def timed(calls: int) -> list[float]:
+        return time_kernel(
+            packed,
+            options,
+            execution.algorithm,
+            execution.threads,
+            len(actions),
+            actions.shape[1] if actions.ndim == 3 else 1,
+            observations.data_ptr(),
+            actions.data_ptr(),
+            calls,
+        )
+
+    return timed
 
 
 def hand_vjp(critic: Critic, steps: int, step_size: float) -> Callable[[Tensor, Tensor], Tensor]:

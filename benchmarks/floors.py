@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import limits
 from dtag_fast.models.critic import LAYER_NORM_EPSILON, Critic
 from dtag_fast.refinement import reference
 
@@ -30,13 +31,17 @@ class Activity:
     Attributes:
         active: by hidden layer the share of units whose derivative is not 0.
         flips: by hidden layer the number of a head's units that change sign in a step.
+        built: the number of a head's first-layer units by which the linear region where a path
+            starts differs from one that is known: the one without active units, or the critic's
+            home region, in which units have the signs of their biases.
         between: the number of a head's first-layer units that differ in sign from one starting
             point of a row to the next.
     """
 
     active: tuple[float, ...]
     flips: tuple[float, ...]
-    between: float = 0.0
+    built: float
+    between: float
 
     @property
     def flips_a_step(self) -> float:
@@ -58,7 +63,7 @@ def measure_activity(
     """
     layers = range(len(critic.hidden))
     if critic.activation not in PIECEWISE_LINEAR:
-        return Activity((1.0,) * len(layers), (0.0,) * len(layers))
+        return Activity((1.0,) * len(layers), (0.0,) * len(layers), 0.0, 0.0)
     rows, points = observations[:MEASURED_ROWS], actions[:MEASURED_ROWS]
     starts = points.shape[1] if points.ndim == 3 else 1
     rows, points = rows.repeat_interleave(starts, dim=0), points.reshape(-1, critic.action_dim)
@@ -71,13 +76,16 @@ def measure_activity(
         width * _mean(x[layer] ^ y[layer] for x, y in itertools.pairwise(path))
         for layer, width in enumerate(critic.hidden)
     ]
+    away = (path[0][0] ^ (critic.biases[0] > 0).unsqueeze(1)).sum(dim=2)  # [E, B]
+    on = path[0][0].sum(dim=2) if critic.activation == "relu" else torch.tensor(critic.hidden[0])
+    built = float(torch.minimum(away, on).double().mean())
     first = path[0][0].reshape(critic.heads, -1, starts, critic.hidden[0])
     between = critic.hidden[0] * _mean(
         first[:, :, i] ^ first[:, :, i - 1] for i in range(1, starts)
     )
     if critic.activation == "leaky_relu":
         active = [1.0 for _ in layers]
-    return Activity(tuple(active), tuple(flips), between)
+    return Activity(tuple(active), tuple(flips), built, between)
 
 
 def _signs(critic: Critic, observations: Tensor, actions: Tensor) -> list[Tensor]:
@@ -117,10 +125,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """The least that an algorithm does for a batch."""
+    """The least that an algorithm does for a batch.
+
+    Attributes:
+        multiply_adds: their number.
+        bytes: of weights that are read.
+        level: the cache they are read from: the smallest that holds those of one candidate.
+    """
 
     multiply_adds: float
     bytes: float
+    level: str
 
     def microseconds(self, rate: float, bandwidth: float) -> float:
         """At so many multiply-adds and bytes a microsecond."""
@@ -131,54 +146,55 @@ def dense_work(critic: Critic, activity: Activity, shape: Shape) -> Work:
     """Every candidate through all heads, every step back through the lowest one."""
     widths = [critic.action_dim, *critic.hidden]
     active = [1.0, *activity.active]
-    forward = backward = read = 0.0
+    forward = active[-1] * widths[-1]
+    backward = read_forward = read_back = 0.0
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         size = fan_in * fan_out
         forward += active[i] * size
         backward += active[i] * active[i + 1] * size
-        stored = size * (shape.weight_bytes if i else FLOAT)
         # A row of weights is read whole or not at all, by whichever side has fewer active.
-        read += stored * critic.heads * (shape.steps + 1) * active[i]
-        read += stored * shape.steps * min(active[i], active[i + 1])
-    forward += active[-1] * widths[-1]
+        stored = size * (shape.weight_bytes if i else FLOAT)
+        read_forward += stored * active[i] * critic.heads
+        read_back += stored * min(active[i], active[i + 1])
     once = critic.heads * critic.observation_dim * critic.hidden[0]
-    points = shape.batch * shape.starts
+    points, candidates = shape.batch * shape.starts, shape.steps + 1
     return Work(
         multiply_adds=shape.batch * once
-        + points * ((shape.steps + 1) * critic.heads * forward + shape.steps * backward),
-        bytes=once * FLOAT + read,
+        + points * (candidates * critic.heads * forward + shape.steps * backward),
+        bytes=once * FLOAT + candidates * read_forward + shape.steps * read_back,
+        level=limits.level_of(int(read_forward)),
     )
 
 
 def walk_work(critic: Critic, activity: Activity, shape: Shape) -> Work:
     """The regions of a row once; then steps that move only the last hidden layer's inputs.
 
-    Of the first layer's units a walk need not touch those that are far from changing their sign,
-    so nothing is counted for them but the corrections of those that do.
+    Of the units below it a walk need not touch those that are far from changing their sign, so
+    nothing is counted for them but the corrections of those that do. Where many do in a step, the
+    full network is cheaper.
     """
-    first, last = critic.hidden[0], critic.hidden[-1]
-    columns = 1 + (critic.action_dim if shape.steps else 0)  # the value and its derivatives
-    regions: float = first * (critic.observation_dim + critic.action_dim)
-    corrections = between = read = 0.0
-    if len(critic.hidden) == 2:
-        most = activity.active[0] * first * last
-        regions += most * columns
-        corrections = min(activity.flips[0] * last, most) * columns
-        between = min(activity.between * last, most) * columns
-        read = critic.heads * most * shape.weight_bytes
+    columns = 1 + (critic.action_dim if shape.steps else 0)  # a map's value and derivatives
+    inputs = critic.observation_dim + critic.action_dim
+    last, on = critic.hidden[-1], activity.active
+    regions: float = critic.hidden[0] * inputs
+    read: float = regions * FLOAT
+    corrections = between = network = 0.0
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(critic.hidden)):
+        rows = on[i] * fan_in if i else activity.built
+        regions += rows * fan_out * columns
+        read += rows * fan_out * shape.weight_bytes
+        corrections += activity.flips[i] * fan_out * columns
+        between += (0.0 if i else activity.between) * fan_out * columns
+        if i:  # what a change in the layer below adds to this one's inputs
+            corrections += activity.flips[i - 1] * rows * fan_out
+            between += activity.between * rows * fan_out
+        network += on[i] * fan_in * fan_out * (1 + on[i + 1] / critic.heads)
     move = last * critic.action_dim  # also the multiply-adds of a gradient
-    value = activity.active[-1] * last
-    start = critic.heads * (move + between)
-    step = critic.heads * (move + value + corrections) + activity.active[-1] * move
+    start = move + min(between, regions)
+    step = move + on[-1] * (last + move / critic.heads) + min(corrections, network)
+    steps = shape.starts * shape.steps * step
     return Work(
-        multiply_adds=shape.batch
-        * (critic.heads * regions + (shape.starts - 1) * start + shape.starts * shape.steps * step),
-        bytes=critic.heads * first * (critic.observation_dim + critic.action_dim) * FLOAT + read,
+        multiply_adds=shape.batch * critic.heads * (regions + (shape.starts - 1) * start + steps),
+        bytes=critic.heads * read,
+        level=limits.level_of(int(critic.heads * read)),
     )
-
-
-def weights_bytes(critic: Critic, weight_bytes: int) -> int:
-    """Of all heads, each matrix once: what has to fit into a cache."""
-    widths = [critic.observation_dim + critic.action_dim, *critic.hidden, 1]
-    sizes = [fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths)]
-    return critic.heads * (FLOAT * (sizes[0] + sizes[-1]) + weight_bytes * sum(sizes[1:-1]))

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from benchmarks import contenders, goals, limits
 from benchmarks.cases import CASES, EVERYTHING, STANDING, Case
+from benchmarks.conftest import LEAST_SHARE
 from benchmarks.contenders import Contender
 from benchmarks.entries import calls, enter, row
 from dtag_fast.data.minari import from_minari
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
     from benchmarks.conftest import Interleaved, Table
 
 SECONDS = 4.0  # for a case's rounds
-FEWEST_ROUNDS, MOST_ROUNDS = 7, 300
+FEWEST_ROUNDS, MOST_ROUNDS, ATTEMPTS = 7, 300, 3
 STARTS, SPREAD = 8, 0.1
 MANY_ROWS, TWO = 1024, ("", " two threads")
 TRAINED = [(1, 0.001), (1, 0.01), (1, 0.03), (1, 0.1), (64, 0.03), (256, 0.03)]  # B, eta
-GROUP = "refine: rounds of all contenders; their own times are in the table"
 
 COLUMNS = {
     "case": "{}",
@@ -93,21 +92,27 @@ Measure = Callable[[Case, Critic, list[Contender]], None]
 
 @pytest.fixture
 def measure(
-    benchmark: BenchmarkFixture,
     interleaved: type[Interleaved],
     table: Table,
     one_thread: None,
     pytestconfig: pytest.Config,
 ) -> Measure:
-    """`measure(case, critic, everyone)`: check the contenders, time them, add rows to the table."""
+    """`measure(case, critic, everyone)`: check the contenders, time them, add rows to the table.
+
+    Where other processes took the processor meanwhile, the case is timed again.
+    """
+    quick = pytestconfig.getoption("--quick")
+    seconds, fewest, attempts = (0.3, 1, 1) if quick else (SECONDS, FEWEST_ROUNDS, ATTEMPTS)
 
     def measure(case: Case, critic: Critic, everyone: list[Contender]) -> None:
         entries = enter(case, critic, everyone)
         race = interleaved(calls(entries))
-        quick = pytestconfig.getoption("--quick")
-        seconds, fewest = (0.3, 1) if quick else (SECONDS, FEWEST_ROUNDS)
-        rounds = race.rounds_within(seconds, fewest, MOST_ROUNDS)
-        benchmark.pedantic(race.round, rounds=rounds)  # type: ignore[no-untyped-call]
+        for _ in range(attempts):
+            race.forget()
+            for _ in range(race.rounds_within(seconds, fewest, MOST_ROUNDS)):
+                race.round()
+            if race.share >= LEAST_SHARE:
+                break
         table.share = min(table.share, race.share)
         times = race.microseconds()
         for entry in entries:
@@ -130,14 +135,12 @@ def make_all(
     return found
 
 
-@pytest.mark.benchmark(group=GROUP)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_refine(case: Case, table: Table, measure: Measure) -> None:
     critic = case.critic()
     measure(case, critic, make_all(table, case, critic, *case.inputs()))
 
 
-@pytest.mark.benchmark(group=GROUP)
 def test_starting_points(table: Table, measure: Measure) -> None:
     """Eight starting points of one row, near each other, against eight rows."""
     case = dataclasses.replace(STANDING, name="starting points")
@@ -152,7 +155,6 @@ def test_starting_points(table: Table, measure: Measure) -> None:
     measure(case, critic, together + make_all(table, apart, critic, rows, points[0]))
 
 
-@pytest.mark.benchmark(group=GROUP)
 def test_two_threads(table: Table, measure: Measure) -> None:
     names = ("reference", *(f"{word}{two}" for word in ("dense", "walk", "auto") for two in TWO))
     case = dataclasses.replace(STANDING, batch=MANY_ROWS, contenders=names)
@@ -160,7 +162,6 @@ def test_two_threads(table: Table, measure: Measure) -> None:
     measure(case, critic, make_all(table, case, critic, *case.inputs()))
 
 
-@pytest.mark.benchmark(group=GROUP)
 @pytest.mark.parametrize(("batch", "step_size"), TRAINED)
 def test_trained_critic(
     batch: int, step_size: float, pytestconfig: pytest.Config, table: Table, measure: Measure

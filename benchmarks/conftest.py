@@ -221,6 +221,11 @@ class Interleaved:
             if least > LONG_CALL:
                 self.long.add(name)
             self.round_seconds += least * (self.bursts[name] + (name not in self.long))
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the times taken so far."""
+        for times in self.seconds.values():
             times.clear()
         self._wall = self._cpu = 0.0
 

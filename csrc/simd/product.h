@@ -37,8 +37,9 @@ constexpr int tile_vectors() {
     if (columns * n + n + 1 <= Vec::registers) return n;
   return 1;
 }
-// The most columns a single pass over the rows takes.
-constexpr int most_columns = Vec::registers == 32 ? 14 : 10;
+// The most columns a single pass over the rows takes. With 16 registers seven columns would leave
+// room for tiles of one vector, bound by the loading of coefficients; two passes are faster.
+constexpr int most_columns = Vec::registers == 32 ? 14 : 6;
 
 template <int columns, int vectors, typename Weight>
 inline void add_product_tile(const Weight* rows, size_t stride, const int32_t* index, int count,
@@ -96,9 +97,9 @@ void add_product(const Rows<Weight>& rows, const int32_t* index, int count,
       add_product_columns<1, Weight>,  add_product_columns<2, Weight>,
       add_product_columns<3, Weight>,  add_product_columns<4, Weight>,
       add_product_columns<5, Weight>,  add_product_columns<6, Weight>,
+#if defined(__AVX512F__) || defined(__aarch64__)
       add_product_columns<7, Weight>,  add_product_columns<8, Weight>,
       add_product_columns<9, Weight>,  add_product_columns<10, Weight>,
-#if defined(__AVX512F__) || defined(__aarch64__)
       add_product_columns<11, Weight>, add_product_columns<12, Weight>,
       add_product_columns<13, Weight>, add_product_columns<14, Weight>,
 #endif

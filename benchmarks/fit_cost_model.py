@@ -1,15 +1,15 @@
-"""Fits the cost model by which algorithm="auto" chooses: times of both algorithms over a grid.
+"""Fits the constants of csrc/cost_model.h, by which algorithm="auto" chooses.
 
     python -m benchmarks.fit_cost_model [--quick] [--out rows.json]
     DTAG_ISA=avx2 python -m benchmarks.fit_cost_model
 
-Both algorithms are forced on the same random critics and batches, one thread, and the kernel alone
-is timed. A model is a sum of a few terms that depend on sizes alone, each with a constant in
-nanoseconds that is not negative; the constants are those with the least relative error. Walk,
-dense, and one row and many are fitted apart, because many rows share what they read of the weights.
-Printed are the constants, how far the models are off, and the regret: the time of the algorithm
-chosen over the time of the faster one, both of the "auto" in this build and of a choice by the
-model just fitted.
+Both algorithms are forced on the same random critics and batches over a grid of sizes, one thread,
+and the kernel alone is timed. The model is a sum of terms that depend on sizes alone; its constants
+are those of least relative error that are not negative, in nanoseconds.
+
+Printed are the constants as kernels.cpp has them, how far the model is off, and the regret: the
+time of the algorithm chosen over the time of the faster one, both of the "auto" in this build and
+of a choice by the constants just fitted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,11 @@ from dtag_fast.refinement.execution import Algorithm
 
 Floats = NDArray[np.float64]
 
-OBSERVATION_DIM = 17
 GRID: dict[str, tuple[Any, ...]] = {
     "batch": (1, 64),
     "heads": (1, 2, 4),
     "hidden": ((256,), (64, 64), (128, 128), (256, 256), (512, 512), (400, 300), (256,) * 3),
-    "action_dim": (1, 3, 6, 12, 17, 28),
+    "dims": ((4, 1), (11, 3), (17, 6), (27, 12), (348, 17), (45, 28)),  # S, A
     "steps": (1, 3, 10, 30),
     "step_size": (0.03, 30.0),  # few flips, and many
 }
@@ -48,47 +47,51 @@ QUICK: dict[str, tuple[Any, ...]] = {
     **GRID,
     "heads": (1, 2),
     "hidden": ((256,), (64, 64), (256, 256), (256,) * 3),
-    "action_dim": (3, 17),
+    "dims": ((11, 3), (348, 17)),
 }
+CALM = 1.0  # a step size below which there are few flips
 SECONDS = 5e-3  # of one measurement
 ROUNDS = 3  # of both algorithms in turn
 WORST = 12  # lines of the table of regret
 
-# What the time of one row consists of, by algorithm: the coefficients of the model's constants.
-TERMS: dict[str, dict[str, Callable[[Case], float]]] = {
-    "walk": {
-        "fixed": lambda case: 1.0,
-        "setup": lambda case: case.heads * _setup(case),
-        "step": lambda case: case.steps * case.heads * _step(case),
-        "step_fixed": lambda case: case.steps,
-    },
-    "dense": {
-        "fixed": lambda case: 1.0,
-        "forward": lambda case: (case.steps + 1) * case.heads * _forward(case),
-        "backward": lambda case: case.steps * _forward(case),
-        "step_fixed": lambda case: case.steps,
-    },
-}
+# As in csrc/cost_model.h and .cpp.
+CONSTANTS = (
+    "build_weight",
+    "step_weight",
+    "step",
+    "share_weight",
+    "single_weight",
+    "block_weight",
+    "candidate",
+    "unit",
+)
+PASSING = 0.5
+BLOCK = 16
+LARGEST_BUILD = 0.45  # of the time of dense
 
 
-def _setup(case: Case) -> float:
-    """Multiply-adds of a head's maps, half of the units below the last layer being active."""
-    inputs = case.observation_dim + case.action_dim
-    return case.hidden[0] * inputs + _between(case) * (1 + case.action_dim)
-
-
-def _step(case: Case) -> float:
-    """Multiply-adds of a head's step inside its region: all layers' moves and a gradient."""
-    return (sum(case.hidden) + case.hidden[-1]) * case.action_dim
-
-
-def _forward(case: Case) -> float:
-    """Multiply-adds of one head's candidate, half of the units being active."""
-    return case.hidden[0] * case.action_dim + _between(case)
-
-
-def _between(case: Case) -> float:
-    return sum(fan_in / 2 * fan_out for fan_in, fan_out in itertools.pairwise(case.hidden))
+def terms(algorithm: str, case: Case, points: float) -> dict[str, float]:
+    """How often a row meets each constant, where `points` points are refined together."""
+    heads, steps, actions = case.heads, case.steps, case.action_dim
+    first, last, units = case.hidden[0], case.hidden[-1], sum(case.hidden)
+    weights = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(case.hidden))
+    share = {"share_weight": heads * case.observation_dim * first}
+    if algorithm == "walk":
+        return {
+            **share,
+            "build_weight": heads * PASSING * weights * (1 + actions),
+            "step_weight": (steps + 1) * heads * (units + last) * actions,
+            "step": (steps + 1) * heads,
+        }
+    lone = min(1.0, max(0.0, (BLOCK - points) / (BLOCK - 1)))
+    passes = ((steps + 1) * heads + steps) * (weights + actions * first)
+    return {
+        **share,
+        "single_weight": lone * PASSING * passes,
+        "block_weight": (1 - lone) * passes,
+        "candidate": steps + 1,
+        "unit": (steps + 1) * heads * units,
+    }
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,9 @@ def measure(case: Case) -> Measured:
     for _ in range(ROUNDS):
         for name, timer in timers.items():
             first = timer(1)[0]
-            seconds[name] += timer(max(1, int(SECONDS / ROUNDS / first)))
-    us = {name: float(np.median(each)) * 1e6 / case.batch for name, each in seconds.items()}
+            seconds[name] += timer(max(2, int(SECONDS / ROUNDS / first)))
+    # The lower quartile: what disturbs a run of this program only adds to its times.
+    us = {name: float(np.percentile(t, 25)) * 1e6 / case.batch for name, t in seconds.items()}
     _, chosen = refiner("auto", return_info=True)(observations, actions)
     _, walked = refiner("walk", return_info=True)(observations, actions)
     return Measured(case, us, chosen.algorithm, float(walked.flips.double().mean()))
@@ -142,35 +146,46 @@ def measure_all(grid: Mapping[str, tuple[Any, ...]]) -> list[Measured]:
     found = []
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
-        found.append(measure(Case("grid", OBSERVATION_DIM, **point)))
+        found.append(measure(Case("grid", *point.pop("dims"), **point)))
     return found
 
 
-def fit(algorithm: str, points: Sequence[Measured]) -> dict[str, float]:
-    """The constants in nanoseconds, by term: of least squares of the relative error, and >= 0."""
-    matrix = _matrix(algorithm, [point.case for point in points])
-    matrix /= np.array([[point.us[algorithm]] for point in points])
-    kept = list(range(matrix.shape[1]))
+def fit(points: Sequence[Measured]) -> Floats:
+    """The constants in nanoseconds, of least squares of the relative error, and none below 0."""
+    rows = [
+        _row(algorithm, point.case, point.case.batch) / us
+        for point in points
+        for algorithm, us in point.us.items()
+    ]
+    matrix = np.array(rows) * 1e-3
+    kept = list(range(len(CONSTANTS)))
     while True:  # leave out the most negative one until none is
-        values = np.linalg.lstsq(matrix[:, kept], np.ones(len(points)), rcond=None)[0]
-        scaled = values * matrix[:, kept].mean(axis=0)
+        values = np.linalg.lstsq(matrix[:, kept], np.ones(len(rows)), rcond=None)[0]
         if (values >= 0).all():
             break
-        kept.pop(int(scaled.argmin()))
-    constants = np.zeros(matrix.shape[1])
-    constants[kept] = values * 1e3
-    return dict(zip(TERMS[algorithm], constants.tolist(), strict=True))
+        kept.pop(int((values * matrix[:, kept].mean(axis=0)).argmin()))
+    constants = np.zeros(len(CONSTANTS))
+    constants[kept] = values
+    return constants
 
 
-def predict(algorithm: str, constants: Mapping[str, float], cases: Sequence[Case]) -> Floats:
+def predict(algorithm: str, constants: Floats, case: Case, points: float) -> float:
     """Microseconds a row by the model."""
-    predicted: Floats = _matrix(algorithm, cases) @ np.array(list(constants.values())) / 1e3
-    return predicted
+    return float(_row(algorithm, case, points) @ constants) * 1e-3
 
 
-def _matrix(algorithm: str, cases: Sequence[Case]) -> Floats:
-    terms = TERMS[algorithm].values()
-    return np.array([[term(case) for term in terms] for case in cases])
+def _row(algorithm: str, case: Case, points: float) -> Floats:
+    found = terms(algorithm, case, points)
+    return np.array([found.get(name, 0.0) for name in CONSTANTS])
+
+
+def quicker(constants: Floats, case: Case) -> str:
+    """What the model chooses: the walk, unless building its regions may be in vain."""
+    walk, dense = (
+        predict(algorithm, constants, case, 0.5 * BLOCK) for algorithm in ("walk", "dense")
+    )
+    build = constants[0] * terms("walk", case, 1)["build_weight"] * 1e-3
+    return "walk" if walk < dense and build < LARGEST_BUILD * dense else "dense"
 
 
 def regrets(points: Sequence[Measured], choices: Sequence[str]) -> Floats:
@@ -180,48 +195,50 @@ def regrets(points: Sequence[Measured], choices: Sequence[str]) -> Floats:
 
 
 def report(points: Sequence[Measured]) -> list[str]:
-    """Constants, errors and regret as lines of text, for one row and for many."""
-    lines = []
+    """Constants, errors and regret as lines of text."""
+    calm = [point for point in points if point.case.step_size < CALM]
+    constants = fit(calm)
+    lines = [
+        f"  {name:14} {value:9.4g} ns" for name, value in zip(CONSTANTS, constants, strict=True)
+    ]
+    lines += [f"constexpr CostRates rates{{{', '.join(f'{value:.3g}' for value in constants)}}};"]
     for batch in sorted({point.case.batch for point in points}):
+        lines += ["", f"B = {batch}"]
+        for algorithm in ("walk", "dense"):
+            ratios = [
+                point.us[algorithm] / predict(algorithm, constants, point.case, batch)
+                for point in calm
+                if point.case.batch == batch
+            ]
+            spread = ", ".join(f"{each:.2f}" for each in np.percentile(ratios, [5, 50, 95]))
+            lines.append(f"  {algorithm:5} measured by model, few flips: p5, p50, p95 {spread}")
         some = [point for point in points if point.case.batch == batch]
-        cases = [point.case for point in some]
-        lines += ["", f"B = {batch}: nanoseconds, and measured by model at p5, p50 and p95"]
-        predicted = {}
-        for algorithm in TERMS:
-            # Few flips: how many there will be is not known beforehand.
-            calm = [point for point in some if point.case.step_size < 1]
-            constants = fit(algorithm, calm)
-            predicted[algorithm] = predict(algorithm, constants, cases)
-            ratio = [p.us[algorithm] for p in some] / predicted[algorithm]
-            quiet = np.array([point.case.step_size < 1 for point in some])
-            spread = " ".join(f"{each:.2f}" for each in np.percentile(ratio[quiet], [5, 50, 95]))
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in constants.items())
-            lines.append(f"  {algorithm:5}  {shown}  |  {spread}")
-        model = np.where(predicted["walk"] <= predicted["dense"], "walk", "dense").tolist()
-        for name, choices in (("auto", [p.auto for p in some]), ("model", model)):
+        model = [quicker(constants, point.case) for point in some]
+        for name, choices in (("auto", [point.auto for point in some]), ("model", model)):
             found = regrets(some, choices)
             mean, p95, most = found.mean(), np.percentile(found, 95), found.max()
             lines.append(f"  regret of {name:5}  mean {mean:.3f}, p95 {p95:.2f}, most {most:.2f}")
-        lines += worst(some, model, predicted)
+        lines += worst(some, constants)
     return lines
 
 
-def worst(
-    points: Sequence[Measured], model: Sequence[str], predicted: Mapping[str, Floats]
-) -> list[str]:
+def worst(points: Sequence[Measured], constants: Floats) -> list[str]:
     """The points at which "auto" loses most."""
     found = regrets(points, [point.auto for point in points])
     lines = [
-        f"  {'E':>2} {'hidden':>11} {'A':>3} {'n':>3} {'eta':>5} {'flips':>7} {'walk':>8} "
-        f"{'model':>8} {'dense':>8} {'model':>8}  auto   model  regret"
+        f"  {'E':>2} {'hidden':>11} {'A':>3} {'n':>3} {'eta':>5} {'flips':>7} {'walk us':>8} "
+        f"{'model':>8} {'dense us':>8} {'model':>8}  auto   model  regret"
     ]
     for i in np.argsort(-found)[:WORST]:
         point, case = points[i], points[i].case
+        times = " ".join(
+            f"{us:8.1f} {predict(algorithm, constants, case, case.batch):8.1f}"
+            for algorithm, us in point.us.items()
+        )
         lines.append(
             f"  {case.heads:2} {'x'.join(map(str, case.hidden)):>11} {case.action_dim:3} "
-            f"{case.steps:3} {case.step_size:5g} {point.flips:7.1f} {point.us['walk']:8.1f} "
-            f"{predicted['walk'][i]:8.1f} {point.us['dense']:8.1f} {predicted['dense'][i]:8.1f}  "
-            f"{point.auto:5}  {model[i]:5}  {found[i]:6.2f}"
+            f"{case.steps:3} {case.step_size:5g} {point.flips:7.1f} {times}  "
+            f"{point.auto:5}  {quicker(constants, case):5}  {found[i]:6.2f}"
         )
     return lines
 

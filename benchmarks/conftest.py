@@ -107,7 +107,7 @@ class Table:
         columns: keys of a row, in the order printed, with the format of each: "{:.1f}".
         rows: the rows; keys that are not in `columns` are written, not printed.
         notes: lines printed under the table, and written.
-        share: the smallest share of the wall time for which this process had a processor.
+        share: the smallest share of the wall time for which the calling thread had a processor.
     """
 
     name: str
@@ -235,12 +235,12 @@ class Interleaved:
             call = self.contenders[name]
             if name not in self.long:
                 call()
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), time.thread_time()
             for _ in range(self.bursts[name]):
                 start = time.perf_counter()
                 call()
                 self.seconds[name].append(time.perf_counter() - start)
-            self._cpu += time.process_time() - cpu
+            self._cpu += time.thread_time() - cpu
             self._wall += time.perf_counter() - wall
         self.order = self.order[1:] + self.order[:1]
 
@@ -250,7 +250,7 @@ class Interleaved:
 
     @property
     def share(self) -> float:
-        """The share of the wall time for which this process had a processor."""
+        """The share of the wall time for which the calling thread had a processor."""
         return self._cpu / self._wall
 
     def microseconds(self) -> dict[str, dict[str, float]]:

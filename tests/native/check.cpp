@@ -1,0 +1,257 @@
+#include "check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <sstream>
+#include <vector>
+
+#include "packed_critic.h"
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define DTAG_ADDRESS_SANITIZER
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define DTAG_ADDRESS_SANITIZER
+#endif
+
+namespace dtag::test {
+namespace {
+
+// AddressSanitizer guards memory itself, against reading too, if nothing stands between.
+#if defined(DTAG_ADDRESS_SANITIZER)
+constexpr size_t guard = 0;
+#else
+constexpr size_t guard = 33;
+#endif
+
+float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+const float unwritten_float = float_of(0x7fc0dead);  // a NaN that nothing else makes
+constexpr int64_t unwritten_integer = 0x5a5a5a5a5a5a5a5a;
+
+// `size` elements between guards, all full of a value that none of them should have in the end.
+template <typename T>
+class Output {
+ public:
+  Output(int64_t size, T unwritten)
+      : unwritten_(unwritten), elements_(static_cast<size_t>(size) + 2 * guard, unwritten) {}
+
+  T* data() { return elements_.data() + guard; }
+  const T* data() const { return elements_.data() + guard; }
+  size_t size() const { return elements_.size() - 2 * guard; }
+  T operator[](int64_t i) const { return data()[i]; }
+
+  bool written_exactly() const {
+    for (size_t i = 0; i < elements_.size(); ++i) {
+      const bool inside = i >= guard && i < guard + size();
+      if ((std::memcmp(&elements_[i], &unwritten_, sizeof(T)) == 0) == inside) return false;
+    }
+    return true;
+  }
+
+ private:
+  T unwritten_;
+  std::vector<T> elements_;
+};
+
+struct Outcome {
+  Outcome(const Critic& critic, int64_t rows)
+      : actions(rows * critic.action_dim, unwritten_float),
+        q(rows, unwritten_float),
+        q_initial(rows, unwritten_float),
+        distance(rows, unwritten_float),
+        best_step(rows, unwritten_integer),
+        start(rows, unwritten_integer),
+        flips(rows, unwritten_integer),
+        dense_steps(rows, unwritten_integer) {}
+
+  Result result() {
+    return {actions.data(),   q.data(),        q_initial.data(), best_step.data(),
+            start.data(),     distance.data(), flips.data(),     dense_steps.data()};
+  }
+
+  template <typename Function>
+  void each(Function function) const {
+    for (const auto* floats : {&actions, &q, &q_initial, &distance}) function(*floats);
+    for (const auto* integers : {&best_step, &start, &flips, &dense_steps}) function(*integers);
+  }
+
+  bool written_exactly() const {
+    bool all = true;
+    each([&](const auto& output) { all = all && output.written_exactly(); });
+    return all;
+  }
+
+  // Whether rows first ... are those of the other, bit for bit.
+  bool starts_at(int64_t first, const Outcome& other) const {
+    const auto same = [&](const auto& mine, const auto& others) {
+      const size_t a_row = others.size() / other.q.size();
+      return std::memcmp(mine.data() + static_cast<size_t>(first) * a_row, others.data(),
+                         others.size() * sizeof(mine[0])) == 0;
+    };
+    return other.q.size() == 0 ||
+           (same(actions, other.actions) && same(q, other.q) && same(q_initial, other.q_initial) &&
+            same(distance, other.distance) && same(best_step, other.best_step) &&
+            same(start, other.start) && same(flips, other.flips) &&
+            same(dense_steps, other.dense_steps));
+  }
+
+  Output<float> actions, q, q_initial, distance;
+  Output<int64_t> best_step, start, flips, dense_steps;
+};
+
+// `poison` fills the scratch memory; `intact` becomes false if the kernel wrote beyond its end.
+Outcome run(const Critic& critic, const Options& options, const Batch& batch, const Kernel& kernel,
+            float poison, bool& intact) {
+  const WorkspaceSize size = kernel.workspace_size(critic);
+  const AlignedFloats floats(size.floats + guard);
+  std::fill_n(floats.data(), size.floats + guard, poison);
+  constexpr int32_t wild = 0x70000001;
+  std::vector<int32_t> indices(size.indices + guard, wild);
+  Outcome outcome(critic, batch.rows);
+  kernel.run(critic, options, batch, outcome.result(), {floats.data(), indices.data()});
+  for (size_t i = 0; i < guard; ++i)
+    intact = intact && indices[size.indices + i] == wild &&
+             std::memcmp(floats.data() + size.floats + i, &poison, sizeof(poison)) == 0;
+  return outcome;
+}
+
+Batch batch_of(const Problem& problem) {
+  return {problem.settings.rows, problem.settings.starts, problem.observations.data(),
+          problem.actions.data()};
+}
+
+float in_box(const Options& options, int k, float x) {
+  if (options.low == nullptr) return x;
+  return x < options.low[k] ? options.low[k] : x > options.high[k] ? options.high[k] : x;
+}
+
+std::string out_of_range(const Problem& problem, const Critic& critic, const Options& options,
+                         const Outcome& outcome, int64_t row) {
+  const int64_t starts = problem.settings.starts;
+  const int n = critic.action_dim;
+  const int64_t step = outcome.best_step[row], start = outcome.start[row];
+  if (step < 0 || step > options.steps) return "best_step " + std::to_string(step);
+  if (start < 0 || start >= starts) return "start " + std::to_string(start);
+  if (outcome.flips[row] < 0) return "flips " + std::to_string(outcome.flips[row]);
+  if (outcome.dense_steps[row] < 0 || outcome.dense_steps[row] > starts * options.steps)
+    return "dense_steps " + std::to_string(outcome.dense_steps[row]);
+  double squares = 0.0;
+  for (int k = 0; k < n; ++k) {
+    const float from = in_box(options, k, problem.actions[(row * starts + start) * n + k]);
+    const float to = outcome.actions[row * n + k];
+    // Not so of a NaN, which only a starting point brings along.
+    if (std::isnan(to) && !std::isnan(from)) return "an action that became NaN";
+    if (in_box(options, k, to) != to && !std::isnan(to)) return "an action outside the box";
+    squares += (static_cast<double>(to) - from) * (static_cast<double>(to) - from);
+  }
+  const double distance = std::sqrt(squares);
+  if (std::isfinite(squares) && squares < 1e30) {
+    if (!(std::abs(outcome.distance[row] - distance) <= 1e-5 * distance + 1e-18))
+      return "distance " + std::to_string(outcome.distance[row]) + " instead of " +
+             std::to_string(distance);
+    // Rounding of the action itself comes on top.
+    if (options.max_distance >= 0.0f && distance > options.max_distance * (1 + 1e-5) + 1e-5)
+      return "distance " + std::to_string(distance) + " outside the ball";
+  }
+  if (options.select == Select::best && std::isfinite(outcome.q_initial[row]) &&
+      !(outcome.q[row] >= outcome.q_initial[row]))
+    return "q " + std::to_string(outcome.q[row]) + " below q_initial";
+  return "";
+}
+
+// How far a row is from the scalar kernel's, in its action and in its Q.
+struct Difference {
+  double action;
+  double q;
+};
+Difference difference(const Critic& critic, const Outcome& a, const Outcome& b, int64_t row) {
+  double action = 0.0;
+  for (int k = 0; k < critic.action_dim; ++k) {
+    const int64_t at = row * critic.action_dim + k;
+    action = std::max(action, std::abs(static_cast<double>(a.actions[at]) - b.actions[at]));
+  }
+  return {action, std::max(std::abs(static_cast<double>(a.q[row]) - b.q[row]),
+                           std::abs(static_cast<double>(a.q_initial[row]) - b.q_initial[row]))};
+}
+
+std::string not_as_scalar(const Problem& problem, const Critic& critic, const Outcome& outcome,
+                          Coverage& coverage) {
+  const Kernel scalar{refine_scalar, workspace_size_scalar};
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  bool intact = true;
+  const Outcome expected =
+      run(critic, problem.options(), batch_of(problem), scalar, nan, intact);
+  // A shake of a number rounded to bfloat16 would be none, or a leap.
+  Problem exact = problem;
+  exact.settings.precision = Precision::fp32;
+  if (problem.settings.precision == Precision::bf16) exact.round_as_packed();
+  std::vector<Outcome> shaken;
+  for (int64_t row = 0; row < problem.settings.rows; ++row) {
+    ++coverage.compared;
+    const Difference off = difference(critic, outcome, expected, row);
+    const double scale = 1.0 + std::abs(expected.q[row]);
+    double action_tolerance = 1e-5, q_tolerance = 1e-5 * scale;
+    if (off.action <= action_tolerance && off.q <= q_tolerance) continue;
+    ++coverage.shaken;
+    if (shaken.empty()) {
+      for (uint64_t shake = 0; shake < 48; ++shake) {
+        const Problem other = exact.shaken(shake);
+        const PackedCritic packed = other.pack();
+        shaken.push_back(
+            run(packed.view(), other.options(), batch_of(other), scalar, nan, intact));
+      }
+    }
+    for (const Outcome& other : shaken) {
+      const Difference by_shake = difference(critic, other, expected, row);
+      action_tolerance = std::max(action_tolerance, 4.0 * by_shake.action);
+      q_tolerance = std::max(q_tolerance, 4.0 * by_shake.q);
+    }
+    if (off.action <= action_tolerance && off.q <= q_tolerance) continue;
+    std::ostringstream text;
+    text.precision(9);
+    text << "not as the scalar kernel: action off by " << off.action << " (may be "
+         << action_tolerance << "), q by " << off.q << " (may be " << q_tolerance << "); q "
+         << outcome.q[row] << " after step " << outcome.best_step[row] << ", expected "
+         << expected.q[row] << " after step " << expected.best_step[row] << "; q_initial "
+         << outcome.q_initial[row] << ", expected " << expected.q_initial[row];
+    return "row " + std::to_string(row) + ": " + text.str();
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string wrong_with(const Problem& problem, const Critic& critic, const Kernel& kernel,
+                       bool compare, Coverage& coverage) {
+  const Options options = problem.options();
+  const Batch batch = batch_of(problem);
+  bool intact = true;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const Outcome outcome = run(critic, options, batch, kernel, nan, intact);
+  if (!intact) return "it wrote beyond its scratch memory";
+  if (!outcome.written_exactly()) return "an output was not written, or a number beside it was";
+  if (!run(critic, options, batch, kernel, 1e30f, intact).starts_at(0, outcome))
+    return "the result depends on what the scratch memory held";
+  for (int64_t row = 0; row < batch.rows; ++row) {
+    const auto at_row = [&](const std::string& what) {
+      return what.empty() ? what : "row " + std::to_string(row) + ": " + what;
+    };
+    const Batch alone = batch.part(critic, row, 1);
+    if (!outcome.starts_at(row, run(critic, options, alone, kernel, 1e30f, intact)))
+      return at_row("another result than on its own");
+    const std::string wrong = at_row(out_of_range(problem, critic, options, outcome, row));
+    if (!wrong.empty()) return wrong;
+    coverage.flips += outcome.flips[row];
+    coverage.dense_steps += outcome.dense_steps[row];
+  }
+  return compare ? not_as_scalar(problem, critic, outcome, coverage) : "";
+}
+
+}  // namespace dtag::test

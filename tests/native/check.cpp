@@ -78,28 +78,38 @@ struct Outcome {
 
   template <typename Function>
   void each(Function function) const {
-    for (const auto* floats : {&actions, &q, &q_initial, &distance}) function(*floats);
-    for (const auto* integers : {&best_step, &start, &flips, &dense_steps}) function(*integers);
+    function("actions", &Outcome::actions);
+    function("q", &Outcome::q);
+    function("q_initial", &Outcome::q_initial);
+    function("distance", &Outcome::distance);
+    function("best_step", &Outcome::best_step);
+    function("start", &Outcome::start);
+    function("flips", &Outcome::flips);
+    function("dense_steps", &Outcome::dense_steps);
   }
 
-  bool written_exactly() const {
-    bool all = true;
-    each([&](const auto& output) { all = all && output.written_exactly(); });
-    return all;
+  std::string not_written_exactly() const {
+    std::string wrong;
+    each([&](const char* name, auto member) {
+      if (!(this->*member).written_exactly()) wrong = std::string(name) + " is not written exactly";
+    });
+    return wrong;
   }
 
-  // Whether rows first ... are those of the other, bit for bit.
-  bool starts_at(int64_t first, const Outcome& other) const {
-    const auto same = [&](const auto& mine, const auto& others) {
-      const size_t a_row = others.size() / other.q.size();
-      return std::memcmp(mine.data() + static_cast<size_t>(first) * a_row, others.data(),
-                         others.size() * sizeof(mine[0])) == 0;
-    };
-    return other.q.size() == 0 ||
-           (same(actions, other.actions) && same(q, other.q) && same(q_initial, other.q_initial) &&
-            same(distance, other.distance) && same(best_step, other.best_step) &&
-            same(start, other.start) && same(flips, other.flips) &&
-            same(dense_steps, other.dense_steps));
+  // What of these rows differs from rows `first` ... of the whole, bit for bit, with any NaN as
+  // good as another.
+  std::string not_as_in(const Outcome& whole, int64_t first) const {
+    std::ostringstream wrong;
+    each([&](const char* name, auto member) {
+      const auto &mine = this->*member, &theirs = whole.*member;
+      for (size_t i = 0; i < mine.size(); ++i) {
+        const auto a = mine.data()[i];
+        const auto b = theirs.data()[static_cast<size_t>(first) * (mine.size() / q.size()) + i];
+        if (std::memcmp(&a, &b, sizeof(a)) != 0 && (a == a || b == b))
+          wrong << name << '[' << i << "] " << a << " instead of " << b << "; ";
+      }
+    });
+    return wrong.str();
   }
 
   Output<float> actions, q, q_initial, distance;
@@ -236,18 +246,16 @@ std::string wrong_with(const Problem& problem, const Critic& critic, const Kerne
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const Outcome outcome = run(critic, options, batch, kernel, nan, intact);
   if (!intact) return "it wrote beyond its scratch memory";
-  if (!outcome.written_exactly()) return "an output was not written, or a number beside it was";
-  if (!run(critic, options, batch, kernel, 1e30f, intact).starts_at(0, outcome))
-    return "the result depends on what the scratch memory held";
+  std::string wrong = outcome.not_written_exactly();
+  if (!wrong.empty()) return wrong;
+  wrong = run(critic, options, batch, kernel, 1e30f, intact).not_as_in(outcome, 0);
+  if (!wrong.empty()) return "with other scratch memory: " + wrong;
   for (int64_t row = 0; row < batch.rows; ++row) {
-    const auto at_row = [&](const std::string& what) {
-      return what.empty() ? what : "row " + std::to_string(row) + ": " + what;
-    };
     const Batch alone = batch.part(critic, row, 1);
-    if (!outcome.starts_at(row, run(critic, options, alone, kernel, 1e30f, intact)))
-      return at_row("another result than on its own");
-    const std::string wrong = at_row(out_of_range(problem, critic, options, outcome, row));
-    if (!wrong.empty()) return wrong;
+    wrong = run(critic, options, alone, kernel, 1e30f, intact).not_as_in(outcome, row);
+    if (!wrong.empty()) return "row " + std::to_string(row) + " on its own: " + wrong;
+    wrong = out_of_range(problem, critic, options, outcome, row);
+    if (!wrong.empty()) return "row " + std::to_string(row) + ": " + wrong;
     coverage.flips += outcome.flips[row];
     coverage.dense_steps += outcome.dense_steps[row];
   }

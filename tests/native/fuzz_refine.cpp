@@ -122,7 +122,8 @@ void check(const Problem& problem, bool compare) {
       Coverage coverage;
       const std::string wrong = wrong_with(problem, critic, kernel, compare, coverage);
       if (wrong.empty()) return;
-      std::printf("FAILED %s %s: %s\n", isa.c_str(), algorithm, wrong.c_str());
+      std::printf("FAILED %s %s: %s\n  %s\n", isa.c_str(), algorithm, wrong.c_str(),
+                  to_string(problem.settings).c_str());
       std::fflush(stdout);
       std::abort();
     };

@@ -2,8 +2,31 @@
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 
 namespace dtag::test {
+
+std::string to_string(const Settings& settings) {
+  constexpr const char* activations[] = {"relu", "leaky_relu", "tanh", "gelu",
+                                         "silu", "mish",       "elu"};
+  constexpr const char* optimizers[] = {"sgd", "momentum", "rmsprop", "adam"};
+  constexpr const char* ensembles[] = {"min", "mean", "lcb"};
+  const Options& options = settings.options;
+  std::ostringstream text;
+  text << "S " << settings.observation_dim << ", A " << settings.action_dim << ", "
+       << settings.heads << " heads of";
+  for (const int width : settings.hidden) text << ' ' << width;
+  text << ' ' << activations[static_cast<int>(settings.activation)] << ' '
+       << settings.negative_slope << (settings.layer_norm ? ", layer norm" : "")
+       << (settings.precision == Precision::bf16 ? ", bf16" : "") << ", gain " << settings.gain
+       << ", seed " << settings.seed << "; " << settings.rows << " rows, " << settings.starts
+       << " starts" << (settings.boxed ? ", boxed" : "") << "; " << options.steps << " steps of "
+       << options.step_size << ' ' << optimizers[static_cast<int>(options.optimizer)] << ", "
+       << ensembles[static_cast<int>(options.ensemble)] << ' ' << options.lcb_k << ", select "
+       << (options.select == Select::best ? "best" : "last") << ", max_distance "
+       << options.max_distance << (options.gradient == Gradient::unit ? ", unit gradient" : "");
+  return text.str();
+}
 
 Problem::Problem(const Settings& given) : settings(given) {
   Random random(settings.seed);

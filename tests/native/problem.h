@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "packed_critic.h"
@@ -46,6 +47,8 @@ struct Settings {
   float gain = 2.0f;  // of the weights
   uint64_t seed = 0;
 };
+
+std::string to_string(const Settings& settings);
 
 struct Problem {
   explicit Problem(const Settings& settings);

@@ -105,7 +105,8 @@ int check_all(const std::vector<Settings>& all) {
         const std::string wrong = wrong_with(problem, critic, kernel, true, coverage);
         if (wrong.empty()) return;
         ++failures;
-        std::printf("FAILED %s %s, problem %zu: %s\n", isa.c_str(), algorithm, i, wrong.c_str());
+        std::printf("FAILED %s %s, problem %zu: %s\n  %s\n", isa.c_str(), algorithm, i,
+                    wrong.c_str(), to_string(all[i]).c_str());
       };
       check("dense", kernels().dense, dense);
       if (kernels().walk.run != nullptr && why_no_walk(critic) == nullptr)

@@ -15,13 +15,6 @@ bool all_finite(const float* x, size_t n) {
   return x == nullptr || std::all_of(x, x + n, [](float value) { return std::isfinite(value); });
 }
 
-bool all_finite(const LayerSource& source, int heads) {
-  const size_t outputs = static_cast<size_t>(heads) * source.outputs;
-  return all_finite(source.weight, outputs * source.inputs) &&
-         all_finite(source.bias, outputs) && all_finite(source.norm_weight, outputs) &&
-         all_finite(source.norm_bias, outputs);
-}
-
 // The upper half of the nearest float that has zeros in the lower one; even on a tie.
 uint16_t to_bfloat16(float x) {
   uint32_t bits;
@@ -35,6 +28,18 @@ float from_bfloat16(uint16_t x) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
+}
+
+// Rounding to bfloat16 takes the largest floats to infinity.
+bool all_finite(const LayerSource& source, int heads, bool bf16) {
+  const size_t outputs = static_cast<size_t>(heads) * source.outputs;
+  const float* const weight = source.weight;
+  return std::all_of(weight, weight + outputs * source.inputs,
+                     [=](float x) {
+                       return std::isfinite(bf16 ? from_bfloat16(to_bfloat16(x)) : x);
+                     }) &&
+         all_finite(source.bias, outputs) && all_finite(source.norm_weight, outputs) &&
+         all_finite(source.norm_bias, outputs);
 }
 
 // Hands out the parts of one block of zeros; with a null block it only adds up their sizes.
@@ -161,16 +166,16 @@ PackedCritic::PackedCritic(int observation_dim, int action_dim, int heads, Activ
                            float negative_slope, const float* mean, const float* std,
                            const std::vector<LayerSource>& sources, Precision precision)
     : floats_(0) {
+  const auto in_bf16 = [&](size_t l) {
+    return precision == Precision::bf16 && l > 0 && l + 1 < sources.size();
+  };
   const auto pack = [&](float* block) {
     Arena arena(block);
     view_.mean = pack_rows(arena, mean, 1, observation_dim);
     view_.std = pack_rows(arena, std, 1, observation_dim);
     layers_.clear();
-    for (size_t l = 0; l < sources.size(); ++l) {
-      const bool between = l > 0 && l + 1 < sources.size();
-      layers_.push_back(
-          pack_layer(arena, sources[l], heads, between && precision == Precision::bf16));
-    }
+    for (size_t l = 0; l < sources.size(); ++l)
+      layers_.push_back(pack_layer(arena, sources[l], heads, in_bf16(l)));
     view_.layers = layers_.data();
     view_.inverse_norm = pack_inverse_norm(arena, layers_[0], heads, observation_dim);
     if (layers_.size() > 2 && why_no_walk(view_) == nullptr)
@@ -180,8 +185,9 @@ PackedCritic::PackedCritic(int observation_dim, int action_dim, int heads, Activ
   };
   view_.hidden_layers = static_cast<int>(sources.size()) - 1;
   view_.activation = activation;
-  view_.finite = std::all_of(sources.begin(), sources.end(),
-                             [&](const LayerSource& source) { return all_finite(source, heads); });
+  view_.finite = true;
+  for (size_t l = 0; l < sources.size(); ++l)
+    view_.finite = view_.finite && all_finite(sources[l], heads, in_bf16(l));
   const size_t size = pack(nullptr);
   floats_ = AlignedFloats(size);
   std::fill_n(floats_.data(), size, 0.0f);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <sstream>
 #include <vector>
 
@@ -176,62 +177,87 @@ std::string out_of_range(const Problem& problem, const Critic& critic, const Opt
   return "";
 }
 
-// How far a row is from the scalar kernel's, in its action and in its Q.
+// The problem with all numbers a little off. Its critic is in float32: the shake of a number that
+// is then rounded to bfloat16 would be none, or a leap.
+struct Shaken {
+  Shaken(const Problem& of, uint64_t seed) : problem(of.as_packed().shaken(seed)), critic(problem.pack()) {}
+
+  Problem problem;
+  PackedCritic critic;
+};
+
+// What the scalar kernel says of one row of a problem and of a candidate in it.
+struct Expected {
+  Expected(const Problem& problem, const Critic& critic, int64_t row, int64_t start, int64_t step) {
+    const Kernel scalar{refine_scalar, workspace_size_scalar};
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    bool intact = true;
+    Options options = problem.options();
+    Batch batch = batch_of(problem).part(critic, row, 1);
+    const Outcome whole = run(critic, options, batch, scalar, nan, intact);
+    q = whole.q[0];
+    q_initial = whole.q_initial[0];
+    options.steps = static_cast<int>(step);
+    options.select = Select::last;
+    batch.actions += start * critic.action_dim;
+    batch.starts = 1;
+    const Outcome candidate = run(critic, options, batch, scalar, nan, intact);
+    action.assign(candidate.actions.data(), candidate.actions.data() + critic.action_dim);
+  }
+
+  double q, q_initial;        // of the row
+  std::vector<float> action;  // the candidate
+};
+
 struct Difference {
-  double action;
+  Difference(const float* action, double q, double q_initial, const Expected& expected)
+      : q(std::max(std::abs(q - expected.q), std::abs(q_initial - expected.q_initial))) {
+    for (size_t k = 0; k < expected.action.size(); ++k)
+      this->action =
+          std::max(this->action, std::abs(static_cast<double>(action[k]) - expected.action[k]));
+  }
+
+  bool within(const Difference& tolerance) const {
+    return action <= tolerance.action && q <= tolerance.q;
+  }
+
+  double action = 0.0;
   double q;
 };
-Difference difference(const Critic& critic, const Outcome& a, const Outcome& b, int64_t row) {
-  double action = 0.0;
-  for (int k = 0; k < critic.action_dim; ++k) {
-    const int64_t at = row * critic.action_dim + k;
-    action = std::max(action, std::abs(static_cast<double>(a.actions[at]) - b.actions[at]));
-  }
-  return {action, std::max(std::abs(static_cast<double>(a.q[row]) - b.q[row]),
-                           std::abs(static_cast<double>(a.q_initial[row]) - b.q_initial[row]))};
-}
 
 std::string not_as_scalar(const Problem& problem, const Critic& critic, const Outcome& outcome,
                           Coverage& coverage) {
-  const Kernel scalar{refine_scalar, workspace_size_scalar};
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  bool intact = true;
-  const Outcome expected =
-      run(critic, problem.options(), batch_of(problem), scalar, nan, intact);
-  // A shake of a number rounded to bfloat16 would be none, or a leap.
-  Problem exact = problem;
-  exact.settings.precision = Precision::fp32;
-  if (problem.settings.precision == Precision::bf16) exact.round_as_packed();
-  std::vector<Outcome> shaken;
+  std::vector<std::unique_ptr<Shaken>> shakes;
   for (int64_t row = 0; row < problem.settings.rows; ++row) {
     ++coverage.compared;
-    const Difference off = difference(critic, outcome, expected, row);
-    const double scale = 1.0 + std::abs(expected.q[row]);
-    double action_tolerance = 1e-5, q_tolerance = 1e-5 * scale;
-    if (off.action <= action_tolerance && off.q <= q_tolerance) continue;
+    const int64_t start = outcome.start[row], step = outcome.best_step[row];
+    const Expected expected(problem, critic, row, start, step);
+    const Difference off(outcome.actions.data() + row * critic.action_dim, outcome.q[row],
+                         outcome.q_initial[row], expected);
+    Difference tolerance = off;
+    tolerance.action = 1e-5;
+    tolerance.q = 1e-5 * (1.0 + std::abs(expected.q));
+    if (off.within(tolerance)) continue;
+
     ++coverage.shaken;
-    if (shaken.empty()) {
-      for (uint64_t shake = 0; shake < 48; ++shake) {
-        const Problem other = exact.shaken(shake);
-        const PackedCritic packed = other.pack();
-        shaken.push_back(
-            run(packed.view(), other.options(), batch_of(other), scalar, nan, intact));
-      }
+    if (shakes.empty())
+      for (uint64_t seed = 0; seed < 48; ++seed)
+        shakes.push_back(std::make_unique<Shaken>(problem, seed));
+    for (const std::unique_ptr<Shaken>& shake : shakes) {
+      const Expected other(shake->problem, shake->critic.view(), row, start, step);
+      const Difference by(other.action.data(), other.q, other.q_initial, expected);
+      tolerance.action = std::max(tolerance.action, 4.0 * by.action);
+      tolerance.q = std::max(tolerance.q, 4.0 * by.q);
     }
-    for (const Outcome& other : shaken) {
-      const Difference by_shake = difference(critic, other, expected, row);
-      action_tolerance = std::max(action_tolerance, 4.0 * by_shake.action);
-      q_tolerance = std::max(q_tolerance, 4.0 * by_shake.q);
-    }
-    if (off.action <= action_tolerance && off.q <= q_tolerance) continue;
+    if (off.within(tolerance)) continue;
     std::ostringstream text;
     text.precision(9);
-    text << "not as the scalar kernel: action off by " << off.action << " (may be "
-         << action_tolerance << "), q by " << off.q << " (may be " << q_tolerance << "); q "
-         << outcome.q[row] << " after step " << outcome.best_step[row] << ", expected "
-         << expected.q[row] << " after step " << expected.best_step[row] << "; q_initial "
-         << outcome.q_initial[row] << ", expected " << expected.q_initial[row];
-    return "row " + std::to_string(row) + ": " + text.str();
+    text << "row " << row << ": not as the scalar kernel: candidate " << step << " of start "
+         << start << " off by " << off.action << " (may be " << tolerance.action << "), Q by "
+         << off.q << " (may be " << tolerance.q << "); Q " << outcome.q[row] << ", expected "
+         << expected.q << "; q_initial " << outcome.q_initial[row] << ", expected "
+         << expected.q_initial;
+    return text.str();
   }
   return "";
 }

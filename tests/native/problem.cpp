@@ -82,21 +82,26 @@ Options Problem::options() const {
   return options;
 }
 
+Problem Problem::as_packed() const {
+  Problem copy = *this;
+  copy.settings.precision = Precision::fp32;
+  const PackedCritic packed = pack();
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const auto inputs = static_cast<size_t>(layers[l].inputs);
+    std::vector<float>& weight = copy.layers[l].weight;
+    for (size_t row = 0; row * inputs < weight.size(); ++row)
+      std::copy_n(packed.view().layers[l].weight + row * padded(layers[l].inputs), inputs,
+                  weight.data() + row * inputs);
+  }
+  return copy;
+}
+
 Problem Problem::shaken(uint64_t seed) const {
   Problem copy = *this;
   Random random(seed);
   for (std::vector<float>* array : copy.numbers())
     for (float& x : *array) x *= 1.0f + random.uniform(-1e-6f, 1e-6f);
   return copy;
-}
-
-void Problem::round_as_packed() {
-  const PackedCritic packed = pack();
-  const Critic& critic = packed.view();
-  for (size_t l = 0; l < layers.size(); ++l)
-    for (size_t row = 0; row < layers[l].weight.size() / layers[l].inputs; ++row)
-      std::copy_n(critic.layers[l].weight + row * padded(layers[l].inputs), layers[l].inputs,
-                  layers[l].weight.data() + row * layers[l].inputs);
 }
 
 std::vector<std::vector<float>*> Problem::numbers() {

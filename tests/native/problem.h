@@ -56,11 +56,11 @@ struct Problem {
   PackedCritic pack() const;
   Options options() const;  // they point into this problem
 
+  // The same in float32, with the weights that packing rounds rounded.
+  Problem as_packed() const;
+
   // The same, every number but the box off by up to one part in a million.
   Problem shaken(uint64_t seed) const;
-
-  // Round the weights that a bf16 critic's packing rounds.
-  void round_as_packed();
 
   // Every array of numbers but the box.
   std::vector<std::vector<float>*> numbers();

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
@@ -14,10 +15,13 @@
 #include <string>
 #include <vector>
 
+#include "arrays.h"
 #include "execution.h"
+#include "fast_call.h"
 #include "kernels.h"
 #include "packed_critic.h"
 #include "refine.h"
+#include "weights_version.h"
 
 namespace py = pybind11;
 
@@ -133,36 +137,89 @@ class OwnedOptions {
   Options view_;
 };
 
+Algorithm algorithm_named(const std::string& name) {
+  static const std::map<std::string, Algorithm> algorithms = {{"auto", Algorithm::automatic},
+                                                              {"dense", Algorithm::dense},
+                                                              {"walk", Algorithm::walk}};
+  return word("algorithm", name, algorithms);
+}
+
+void check_box(const PackedCritic& critic, const OwnedOptions& options) {
+  const size_t box = options.box_size();
+  if (box != 0 && box != static_cast<size_t>(critic.view().action_dim))
+    throw py::value_error("options: their box has another size than the critic's actions");
+}
+
+Execution execution_of(const PackedCritic& critic, const OwnedOptions& options, const Batch& batch,
+                       const std::string& algorithm, int threads) {
+  check_box(critic, options);
+  const Algorithm asked = algorithm_named(algorithm);
+  try {
+    return {choose(critic.view(), options.view(), batch, asked), threads};
+  } catch (const std::invalid_argument& reason) {
+    throw py::value_error("algorithm: expected one that the critic allows, got '" + algorithm +
+                          "', and " + reason.what());
+  }
+}
+
+Batch batch_at(int64_t rows, int64_t starts, uintptr_t observations, uintptr_t actions) {
+  return {rows, starts, reinterpret_cast<const float*>(observations),
+          reinterpret_cast<const float*>(actions)};
+}
+
 // Returns the algorithm used.
 std::string run(const PackedCritic& critic, const OwnedOptions& options,
                 const std::string& algorithm, int threads, int64_t rows, int64_t starts,
                 uintptr_t observations, uintptr_t actions, uintptr_t result, uintptr_t q,
                 uintptr_t q_initial, uintptr_t best_step, uintptr_t start, uintptr_t distance,
                 uintptr_t flips, uintptr_t dense_steps) {
-  const size_t box = options.box_size();
-  if (box != 0 && box != static_cast<size_t>(critic.view().action_dim))
-    throw py::value_error("options: their box has another size than the critic's actions");
-  const Batch batch{rows, starts, reinterpret_cast<const float*>(observations),
-                    reinterpret_cast<const float*>(actions)};
+  const Batch batch = batch_at(rows, starts, observations, actions);
   const Result into{reinterpret_cast<float*>(result),      reinterpret_cast<float*>(q),
                     reinterpret_cast<float*>(q_initial),   reinterpret_cast<int64_t*>(best_step),
                     reinterpret_cast<int64_t*>(start),     reinterpret_cast<float*>(distance),
                     reinterpret_cast<int64_t*>(flips),     reinterpret_cast<int64_t*>(dense_steps)};
-  static const std::map<std::string, Algorithm> algorithms = {{"auto", Algorithm::automatic},
-                                                              {"dense", Algorithm::dense},
-                                                              {"walk", Algorithm::walk}};
-  Execution execution{word("algorithm", algorithm, algorithms), threads};
-  try {
-    execution.algorithm = choose(critic.view(), options.view(), batch, execution.algorithm);
-  } catch (const std::invalid_argument& reason) {
-    throw py::value_error("algorithm: expected one that the critic allows, got '" + algorithm +
-                          "', and " + reason.what());
-  }
+  const Execution execution = execution_of(critic, options, batch, algorithm, threads);
   {
     const py::gil_scoped_release release;
     refine(critic.view(), options.view(), batch, into, execution);
   }
   return execution.algorithm == Algorithm::walk ? "walk" : "dense";
+}
+
+// Seconds of each of so many refinements of one batch, nothing else around them.
+std::vector<double> time_kernel(const PackedCritic& critic, const OwnedOptions& options,
+                                const std::string& algorithm, int threads, int64_t rows,
+                                int64_t starts, uintptr_t observations, uintptr_t actions,
+                                int repeats) {
+  using Clock = std::chrono::steady_clock;
+  const Batch batch = batch_at(rows, starts, observations, actions);
+  const Execution execution = execution_of(critic, options, batch, algorithm, threads);
+  const size_t count = static_cast<size_t>(rows);
+  std::vector<float> floats(count * (critic.view().action_dim + 3));
+  std::vector<int64_t> indices(count * 4);
+  float* const f = floats.data();
+  int64_t* const i = indices.data();
+  const Result into{f + 3 * count, f,         f + count,     i,
+                    i + count,     f + 2 * count, i + 2 * count, i + 3 * count};
+  std::vector<double> seconds(static_cast<size_t>(repeats));
+  const py::gil_scoped_release release;
+  for (double& each : seconds) {
+    const Clock::time_point begin = Clock::now();
+    refine(critic.view(), options.view(), batch, into, execution);
+    each = std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+  return seconds;
+}
+
+py::object fast_call(const py::object& critic, const py::object& options,
+                     const std::string& algorithm, std::optional<int> threads,
+                     const py::object& version) {
+  const auto& packed = critic.cast<const PackedCritic&>();
+  const auto& owned = options.cast<const OwnedOptions&>();
+  check_box(packed, owned);
+  return make_fast_call({packed.view(), owned.view(), algorithm_named(algorithm),
+                         threads.value_or(0), version.cast<const WeightsVersion&>(),
+                         py::make_tuple(critic, options, version)});
 }
 
 // Of a critic with finite weights.
@@ -234,6 +291,19 @@ PYBIND11_MODULE(_native, module) {
            py::kw_only(), py::arg("steps"), py::arg("step_size"), py::arg("optimizer"),
            py::arg("low"), py::arg("high"), py::arg("ensemble"), py::arg("lcb_k"),
            py::arg("select"), py::arg("max_distance"), py::arg("gradient"));
+
+  py::class_<WeightsVersion>(module, "WeightsVersion")
+      .def(py::init<py::handle>(), py::arg("module"))
+      .def("is_current", &WeightsVersion::is_current)
+      .def("expire", &WeightsVersion::expire);
+  module.def("count_optimizer_step",
+             [](const py::args&) { WeightsVersion::count_optimizer_step(); });
+  module.def("fast_call", &fast_call, py::arg("critic"), py::arg("options"), py::arg("algorithm"),
+             py::arg("threads"), py::arg("version"));
+  module.def("use_exchange_api", [](bool use) { return Torch::get().use_exchange_api(use); });
+  module.def("time_kernel", &time_kernel, py::arg("critic"), py::arg("options"),
+             py::arg("algorithm"), py::arg("threads"), py::arg("rows"), py::arg("starts"),
+             py::arg("observations"), py::arg("actions"), py::arg("repeats"));
 
   module.def("isa", [] { return kernels().isa; });
   module.def("isas", &runnable_isas);

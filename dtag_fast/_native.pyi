@@ -1,9 +1,11 @@
 """The compiled kernels, csrc/bindings.cpp. Addresses are checked by refinement/cpu.py, not here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 class PackedCritic:
     """A copy of a critic's weights in the layouts the kernels read.
@@ -47,6 +49,48 @@ class Options:
         max_distance: float | None,
         gradient: str,
     ) -> None: ...
+
+class WeightsVersion:
+    """The version of a torch module's weights; it keeps neither alive."""
+
+    def __init__(self, module: nn.Module) -> None: ...
+    def is_current(self) -> bool:
+        """Whether the module's parameters and buffers are those it was made from, unchanged."""
+
+    def expire(self) -> None:
+        """From now on it is not current."""
+
+def count_optimizer_step(*arguments: object) -> None:
+    """Make every WeightsVersion there is no longer current."""
+
+def fast_call(
+    critic: PackedCritic,
+    options: Options,
+    algorithm: str,
+    threads: int | None,
+    version: WeightsVersion,
+) -> Callable[[Any, Any], Any]:
+    """A function of (observations, actions): the refined actions, or NotImplemented.
+
+    It takes float32 on the CPU, contiguous: both torch tensors or both numpy arrays; the result
+    is of their kind. None for `threads` is as many as torch uses.
+    """
+
+def use_exchange_api(use: bool) -> bool:
+    """Whether fast calls pass tensors by DLPack's exchange API, where torch has it; for tests."""
+
+def time_kernel(
+    critic: PackedCritic,
+    options: Options,
+    algorithm: str,
+    threads: int,
+    rows: int,
+    starts: int,
+    observations: int,
+    actions: int,
+    repeats: int,
+) -> list[float]:
+    """Seconds of each of `repeats` calls of the kernel alone, for benchmarks."""
 
 def refine(
     critic: PackedCritic,

@@ -9,8 +9,7 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
-from dtag_fast.refinement import packing
-from dtag_fast.refinement.backends import BACKENDS, BackendName, choose_backend
+from dtag_fast.refinement.backends import BACKENDS, BackendName, FastCall, choose_backend
 from dtag_fast.refinement.execution import Algorithm, Execution, Precision
 from dtag_fast.refinement.inputs import Array, check_inputs
 from dtag_fast.refinement.options import (
@@ -22,6 +21,7 @@ from dtag_fast.refinement.options import (
     RefineOptions,
     Select,
 )
+from dtag_fast.refinement.packing import Packing, forget, packed
 
 __all__ = ["BACKENDS", "RefineInfo", "RefineOptions", "Refiner", "refine"]
 
@@ -79,17 +79,32 @@ class Refiner:
         action_dim = getattr(critic, "action_dim", None)
         if isinstance(action_dim, int):
             self.options.check_action_dim(action_dim)
-        self._run = BACKENDS[self.backend].load().run
+        self._packing: Packing | None = None
+        self._fast: FastCall = _not_yet
 
     def __call__(self, observations: Array, actions: Array) -> Any:
         """The refined actions, [B, A] or [A]; with `return_info` a pair (actions, RefineInfo)."""
+        refined = self._fast(observations, actions)
+        if refined is NotImplemented:
+            return self._call(observations, actions)
+        return refined
+
+    def _call(self, observations: Array, actions: Array) -> Any:
+        """The call whatever the arguments are: checks, conversions and errors."""
         inputs = check_inputs(self.critic, observations, actions)
         self.options.check_action_dim(inputs.actions.shape[-1])
         critic: Any = self.critic
         if BACKENDS[self.backend].packs:
-            critic = packing.packed(self.backend, self.critic, self.execution.precision)
-        result, info = self._run(
-            critic, inputs.observations, inputs.actions, self.options, self.execution
+            packing = packed(self.backend, self.critic, self.execution.precision)
+            critic = packing.weights
+            if packing is not self._packing and not self.return_info:
+                self._packing = packing
+                module: Any = BACKENDS[self.backend].load()
+                self._fast = module.fast_call(*packing, self.options, self.execution)
+        result, info = (
+            BACKENDS[self.backend]
+            .load()
+            .run(critic, inputs.observations, inputs.actions, self.options, self.execution)
         )
         refined = inputs.restore(result)
         return (refined, info) if self.return_info else refined
@@ -101,7 +116,16 @@ class Refiner:
         a numpy array that shares the memory. Optimiser steps, `load_state_dict`, in-place
         operations and replaced parameters are noticed without it.
         """
-        packing.forget(self.critic)
+        forget(self.critic)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what the next call makes again."""
+        return vars(self) | {"_packing": None, "_fast": _not_yet}
+
+
+def _not_yet(observations: object, actions: object) -> Any:
+    """The fast call of a Refiner that has none."""
+    return NotImplemented
 
 
 @overload

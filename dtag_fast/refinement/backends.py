@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -13,6 +14,7 @@ from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
 BackendName = Literal["auto", "cpu", "reference"]
+FastCall = Callable[[Any, Any], Any]
 
 
 class Backend(Protocol):
@@ -42,6 +44,15 @@ class Backend(Protocol):
 
 class PackingBackend(Backend, Protocol):
     """A backend that first brings the weights into a layout of its own."""
+
+    def fast_call(
+        self, packed: Any, version: Any, options: RefineOptions, execution: Execution
+    ) -> FastCall:
+        """A shortcut past checks and conversions, for as long as the version is current.
+
+        It takes a call's observations and actions as the user gave them, and returns the refined
+        actions as the user gets them, or NotImplemented for whatever is out of the ordinary.
+        """
 
     def pack(self, critic: nn.Module, precision: Precision) -> Any:
         """A copy of the weights; it must not keep the critic alive."""

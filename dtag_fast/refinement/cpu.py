@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dtag_fast import build_info
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.refinement.backends import FastCall
 from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
@@ -86,6 +87,23 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> _native.PackedCrit
     return packed
 
 
+def fast_call(
+    packed: _native.PackedCritic,
+    version: _native.WeightsVersion,
+    options: RefineOptions,
+    execution: Execution,
+) -> FastCall:
+    """`Refiner.__call__` for plain arrays, in one native call; see csrc/fast_call.h."""
+    call: FastCall = _load().fast_call(
+        packed,
+        native_options(options, packed.action_dim),
+        execution.algorithm,
+        execution.threads,
+        version,
+    )
+    return call
+
+
 def run(
     critic: _native.PackedCritic,
     observations: Tensor,
@@ -100,8 +118,10 @@ def run(
     """
     batch, starts, action_dim = actions.shape
     # The kernels get bare addresses: a wrong size would have them read foreign memory.
-    _check_array("observations", observations, (batch, critic.observation_dim))
-    _check_array("actions", actions, (batch, max(starts, 1), critic.action_dim))
+    given = (
+        _address("observations", observations, (batch, critic.observation_dim)),
+        _address("actions", actions, (batch, max(starts, 1), critic.action_dim)),
+    )
     # By name, lest torch.set_default_dtype or set_default_device should have a say.
     floats = functools.partial(torch.empty, dtype=torch.float32, device="cpu")
     indices = functools.partial(torch.empty, dtype=torch.int64, device="cpu")
@@ -115,8 +135,7 @@ def run(
         torch.get_num_threads() if execution.threads is None else execution.threads,
         batch,
         starts,
-        observations.data_ptr(),
-        actions.data_ptr(),
+        *given,
         result.data_ptr(),
         q.data_ptr(),
         q_initial.data_ptr(),
@@ -165,17 +184,23 @@ def _load() -> ModuleType:
     return importlib.import_module("dtag_fast._native")
 
 
-def _check_array(name: str, array: Tensor, shape: tuple[int, ...]) -> None:
+def _address(name: str, array: Tensor, shape: tuple[int, ...]) -> int:
+    """Where the array lies; ValueError unless it is as the kernels assume."""
     if (
         array.shape != shape
         or array.dtype != torch.float32
         or array.device.type != "cpu"
         or not array.is_contiguous()
+        or array.is_neg()
     ):
         raise ValueError(
             f"{name}: expected a contiguous float32 tensor {list(shape)} on the CPU, got "
             f"{list(array.shape)} of {array.dtype} on {array.device}"
         )
+    address = array.data_ptr()
+    if address == 0 and array.numel() > 0:
+        raise ValueError(f"{name}: expected a tensor with memory, got one that only stands for it")
+    return address
 
 
 def _as_array(tensor: Tensor) -> NDArray[np.float32]:

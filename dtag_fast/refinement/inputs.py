@@ -115,7 +115,7 @@ def _check_shapes(critic: nn.Module, observations: Tensor, actions: Tensor) -> N
 
 def _to_float32(array: Tensor | NDArray[Any], device: torch.device | None) -> Tensor:
     if isinstance(array, Tensor):
-        return array.detach().to(torch.float32)
+        return array.detach().to(torch.float32).resolve_neg()
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device or "cpu")
 
 

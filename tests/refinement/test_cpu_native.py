@@ -171,6 +171,8 @@ def test_it_says_what_it_does_not_take() -> None:
         (torch.zeros(3, 4).double(), torch.zeros(3, 1, 2), "observations: .* torch.float64"),
         (torch.zeros(3, 4), torch.zeros(3, 1, 2, device="meta"), "actions: .* on meta"),
         (torch.zeros(4, 3).T, torch.zeros(3, 1, 2), "observations: expected a contiguous"),
+        (torch._neg_view(torch.zeros(3, 4)), torch.zeros(3, 1, 2), "observations: expected a con"),
+        (torch.zeros(3, 4), torch._efficientzerotensor((3, 1, 2)), "actions: .* with memory"),
     ],
 )
 def test_arrays_are_checked_before_their_addresses_are_passed(

@@ -17,8 +17,6 @@
 
 namespace dtag {
 
-constexpr float layer_norm_epsilon = 1e-5f;
-
 class Head {
  public:
   // Floats a head needs for its share of z_1 and to keep a forward pass for its backward pass.

@@ -22,6 +22,8 @@ enum class Ensemble { min, mean, lcb };
 enum class Select { best, last };
 enum class Gradient { raw, unit };
 
+constexpr float layer_norm_epsilon = 1e-5f;
+
 // One layer of all heads. A hidden layer is Linear -> (LayerNorm ->) activation. Rows are padded
 // with zeros to `padded(...)` floats.
 struct Layer {

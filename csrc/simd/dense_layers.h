@@ -21,8 +21,6 @@ inline namespace DTAG_TARGET {
 // forward pass leaves for the backward pass stays in the cache.
 constexpr int block_points = 32;
 
-constexpr float layer_norm_epsilon = 1e-5f;
-
 // The sum of a * b, n a multiple of 16, in an order that depends on n alone.
 inline float dot_padded(const float* a, const float* b, int n) {
   constexpr int sums = 16 / Vec::lanes < 4 ? 4 : 16 / Vec::lanes;
@@ -84,16 +82,9 @@ class DenseLayers {
               int q_stride) const {
     const int depth = critic_.hidden_layers;
     float *h = units_, *below = units_below_;
-    for (int l = 0; l <= depth; ++l) {
+    for (int l = 0; l < depth; ++l) {
       const Layer& layer = critic_.layers[l];
       const int width = padded(layer.outputs);
-      if (l > 0 && l == depth) {
-        for (int p = 0; p < points; ++p)
-          q[p * q_stride] = bias(layer, e)[0] + dot_padded(weight(layer, e),
-                                                           h + p * stride_of(depth - 1),
-                                                           padded(layer.inputs));
-        return;
-      }
       std::swap(h, below);
       for (int p = 0; p < points; ++p)
         std::copy_n(l == 0 ? share(e, row[p]) : bias(layer, e), width, h + p * width);
@@ -101,17 +92,19 @@ class DenseLayers {
         multiply(Rows<float>{action_weights(e), static_cast<size_t>(width), width},
                  critic_.action_dim, actions, stride, points, h);
       else
-        multiply_forward(layer, e, below, points, h);
-      if (depth == 0) {
-        for (int p = 0; p < points; ++p) q[p * q_stride] = h[p * width];
-        return;
-      }
+        multiply(layer, false, e, below, points, h);
       for (int p = 0; p < points; ++p) {
         float* const z = h + p * width;
         if (layer.norm_weight != nullptr) normalise(l, e, p, z);
         activate_(z, width, critic_.negative_slope, z, slope(l, e, p));
       }
     }
+    const Layer& last = critic_.layers[depth];
+    const int width = padded(last.inputs);
+    for (int p = 0; p < points; ++p)
+      q[p * q_stride] = depth == 0 ? linear_value(e, share(e, row[p])[0], actions + p * stride)
+                                   : bias(last, e)[0] + dot_padded(weight(last, e), h + p * width,
+                                                                   width);
   }
 
   // gradient [A] of point[i] += factor[i] * grad_a q, i < count, of head e and where its last
@@ -131,19 +124,16 @@ class DenseLayers {
       }
       if (l == 0) break;
       std::fill_n(below, count * padded(layer.inputs), 0.0f);
-      multiply_backward(layer, e, d, count, below);
+      multiply(layer, true, e, d, count, below);
       std::swap(d, below);
     }
-    const Layer& first = critic_.layers[0];
-    const int width = padded(first.outputs);
+    const int width = padded(critic_.layers[0].outputs);
     for (int i = 0; i < count; ++i)
-      for (int k = 0; k < critic_.action_dim; ++k) {
-        const float slope = depth == 0
-                                ? weight(first, e)[critic_.observation_dim + k]
-                                : dot_padded(action_weights(e) + static_cast<size_t>(k) * width,
-                                             d + i * width, width);
-        gradient[point[i] * stride + k] += factor[i] * slope;
-      }
+      for (int k = 0; k < critic_.action_dim; ++k)
+        gradient[point[i] * stride + k] +=
+            factor[i] * (depth == 0 ? linear_weights(e)[k]
+                                    : dot_padded(action_weights(e) + static_cast<size_t>(k) * width,
+                                                 d + i * width, width));
   }
 
  private:
@@ -151,61 +141,63 @@ class DenseLayers {
   template <typename Weight>
   void multiply(const Rows<Weight>& rows, int n, const float* x, size_t stride, int vectors,
                 float* out) const {
-    int passes = (vectors + most_columns - 1) / most_columns;
+    const int most = columns_at_once(rows, n, x, stride, vectors);
+    int passes = (vectors + most - 1) / most;
     for (; vectors > 0; --passes) {
       const int columns = (vectors + passes - 1) / passes;
-      const int count = gather(x, stride, columns, n);
-      add_product(rows, workspace_.indices, count, coefficients_, columns, columns, out,
-                  rows.width);
+      const int count = list_nonzero(x, stride, columns, n);
+      add_product(rows, workspace_.indices, count, Picked{x, stride}, columns, out, rows.width);
       x += columns * stride;
       out += columns * rows.width;
       vectors -= columns;
     }
   }
 
-  void multiply_forward(const Layer& layer, int e, const float* h, int points, float* z) const {
-    const int width = padded(layer.outputs);
-    const size_t stride = width, first = e * stride * layer.inputs;
-    if (layer.transposed_bf16 != nullptr)
-      multiply(Rows<bfloat16>{layer.transposed_bf16 + first, stride, width}, layer.inputs, h,
-               padded(layer.inputs), points, z);
-    else
-      multiply(Rows<float>{layer.transposed + first, stride, width}, layer.inputs, h,
-               padded(layer.inputs), points, z);
+  // The same with the weights of a layer above the first, for its inputs or backward its outputs.
+  void multiply(const Layer& layer, bool backward, int e, const float* x, int vectors,
+                float* out) const {
+    const int n = backward ? layer.outputs : layer.inputs;
+    with_rows(layer, backward, e,
+              [&](const auto& rows) { multiply(rows, n, x, padded(n), vectors, out); });
   }
 
-  void multiply_backward(const Layer& layer, int e, const float* d, int points,
-                         float* below) const {
-    const int width = padded(layer.inputs);
-    const size_t stride = width, first = e * stride * layer.outputs;
-    if (layer.weight_bf16 != nullptr)
-      multiply(Rows<bfloat16>{layer.weight_bf16 + first, stride, width}, layer.outputs, d,
-               padded(layer.outputs), points, below);
-    else
-      multiply(Rows<float>{layer.weight + first, stride, width}, layer.outputs, d,
-               padded(layer.outputs), points, below);
+  // How many vectors to multiply in one pass over the rows. What is 0 in all of them is skipped:
+  // where zeros are many, a few vectors at once do with so many fewer rows that reading the rows
+  // more often pays, unless they have to come from beyond the second-level cache. Measured.
+  template <typename Weight>
+  int columns_at_once(const Rows<Weight>& rows, int n, const float* x, size_t stride,
+                      int vectors) const {
+    constexpr int few = Vec::lanes == 4 ? 1 : 2;
+    constexpr double few_pay_below = 0.6;
+    constexpr size_t cache = 512 * 1024;
+    const int sample = std::min(vectors, 4);
+    if (vectors <= few || n * rows.stride * sizeof(Weight) > cache) return most_columns;
+    int nonzero = 0;
+    for (int c = 0; c < sample; ++c)
+      nonzero += list_nonzero(x + c * stride, stride, 1, n);
+    return nonzero < few_pay_below * n * sample ? few : most_columns;
   }
 
-  // The units that are not 0 in all of `columns` vectors x [columns, stride]: their indices, and
-  // their numbers as coefficients [count, columns]. Returns the count.
-  int gather(const float* x, size_t stride, int columns, int n) const {
-    int32_t* const index = workspace_.indices;
+  // The indices of the units that are not 0 in all of `columns` vectors x [columns, stride], to
+  // workspace_.indices; returns how many.
+  int list_nonzero(const float* x, size_t stride, int columns, int n) const {
+    constexpr uint32_t all = (1u << Vec::lanes) - 1;
     int count = 0;
     for (int j = 0; j < n; j += Vec::lanes) {
-      uint32_t active = 0;
+      uint32_t nonzero = 0;
       for (int c = 0; c < columns; ++c) {
         const Vec at = load(x + c * stride + j);
-        active |= ~(bits(at <= zero()) & bits(zero() <= at));  // a NaN is not 0
+        nonzero |= ~(bits(at <= zero()) & bits(zero() <= at));  // a NaN is not 0
       }
-      const int here = std::min(Vec::lanes, n - j);
-      for (int u = 0; u < here; ++u) {
-        index[count] = j + u;
-        for (int c = 0; c < columns; ++c)
-          coefficients_[count * columns + c] = x[c * stride + j + u];
-        count += active >> u & 1;
-      }
+      const uint32_t units = n - j < Vec::lanes ? (1u << (n - j)) - 1 : all;  // not the padding
+      count += list_lanes(nonzero & units, j, workspace_.indices + count);
     }
     return count;
+  }
+
+  float linear_value(int e, float share, const float* action) const {
+    for (int k = 0; k < critic_.action_dim; ++k) share += linear_weights(e)[k] * action[k];
+    return share;
   }
 
   // z = norm_weight * (z - mean) / std + norm_bias, in place; mean and std over the layer
@@ -262,6 +254,9 @@ class DenseLayers {
   float* share(int e, int row) const {  // [padded(H_1)]
     return share_ + (static_cast<size_t>(e) * block_points + row) * stride_of(0);
   }
+  const float* linear_weights(int e) const {  // [A], of a critic without hidden layers
+    return weight(critic_.layers[0], e) + critic_.observation_dim;
+  }
   // What the forward pass of a point leaves behind: for each hidden layer act' [padded(H_l)], and
   // with LayerNorm (z - mean) / std [padded(H_l)] and 1 / std.
   size_t trace_size(int layers) const {
@@ -294,8 +289,7 @@ class DenseLayers {
     traces_ = take(points * trace_size(critic_.hidden_layers));
     for (float** units : {&units_, &units_below_})
       *units = take(static_cast<size_t>(block_points) * padded(widest));
-    coefficients_ = take(static_cast<size_t>(inputs + 1) * most_columns);
-    if (size != nullptr) *size = {used, static_cast<size_t>(inputs + 1)};
+    if (size != nullptr) *size = {used, static_cast<size_t>(inputs + Vec::lanes)};
   }
 
   const Critic& critic_;
@@ -305,7 +299,6 @@ class DenseLayers {
   float* share_;                  // [E, block_points, padded(H_1)]
   float* traces_;                 // [E, block_points, trace_size]
   float *units_, *units_below_;   // [block_points, padded(widest hidden layer)]
-  float* coefficients_;           // [widest input + 1, most_columns]
 };
 
 }  // namespace DTAG_TARGET

@@ -68,6 +68,14 @@ inline Vec power_of_two(Vec n) {  // 2^n for a whole n in [-126, 127]
   return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)};
 }
 inline uint32_t bits(Mask m) { return m.m; }  // lane i is bit i
+// Writes first + i for each bit i that is set to index, which has room for all lanes; returns how
+// many they are.
+inline int list_lanes(uint32_t bits, int first, int32_t* index) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i all = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+  _mm512_storeu_si512(index, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), all));
+  return _mm_popcnt_u32(bits);
+}
 inline float sum(Vec a) {
   const __m256 low = _mm512_castps512_ps256(a.v);
   const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
@@ -184,6 +192,17 @@ inline uint32_t bits(Mask m) {
 }
 inline float sum(Vec a) { return vaddvq_f32(a.v); }
 
+#endif
+
+#if !defined(__AVX512F__)
+inline int list_lanes(uint32_t bits, int first, int32_t* index) {
+  int count = 0;
+  for (int i = 0; i < Vec::lanes; ++i) {
+    index[count] = first + i;
+    count += static_cast<int>(bits >> i & 1);
+  }
+  return count;
+}
 #endif
 
 inline Vec zero() { return broadcast(0.0f); }

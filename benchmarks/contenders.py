@@ -214,7 +214,7 @@ def _compiled(case: Case, critic: Critic, observations: Tensor, actions: Tensor)
         try:
             refine(observations, actions)
         except Exception as error:  # no compiler, among other things
-            raise Missing(f"torch.compile: {error}") from error
+            raise Missing(f"torch.compile: {str(error).splitlines()[0]}") from error
     return functools.partial(refine, observations, actions)
 
 

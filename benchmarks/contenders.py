@@ -11,7 +11,6 @@ import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -104,7 +103,7 @@ def make(name: str, case: Case, critic: Critic, observations: Tensor, actions: T
     inputs: tuple[Any, Any] = (observations, actions)
     _, info = Refiner(critic, **options, **execution, return_info=True)(*inputs)
     timer = None
-    if refiner.backend == "cpu" and len(actions) == 1 and hasattr(native(), "time_kernel"):
+    if refiner.backend == "cpu" and len(actions) == 1:
         timer = kernel_timer(refiner, observations, actions)
     if rest == "numpy":
         inputs = observations.numpy(), actions.numpy()
@@ -121,11 +120,6 @@ def make(name: str, case: Case, critic: Critic, observations: Tensor, actions: T
     )
 
 
-def native() -> ModuleType:
-    """The compiled kernels."""
-    return importlib.import_module("dtag_fast._native")
-
-
 def kernel_timer(
     refiner: Refiner, observations: Tensor, actions: Tensor
 ) -> Callable[[int], list[float]]:
@@ -139,10 +133,10 @@ def kernel_timer(
     execution = refiner.execution
     packed = cpu.pack(refiner.critic, execution.precision)
     options = cpu.native_options(refiner.options, actions.shape[-1])
-    time_kernel: Callable[..., list[float]] = native().time_kernel
+    native = importlib.import_module("dtag_fast._native")
 
     def timed(calls: int) -> list[float]:
-        return time_kernel(
+        seconds: list[float] = native.time_kernel(
             packed,
             options,
             execution.algorithm,
@@ -153,6 +147,7 @@ def kernel_timer(
             actions.data_ptr(),
             calls,
         )
+        return seconds
 
     return timed
 

@@ -26,21 +26,5 @@ inline int popcount(uint32_t x) {
 #endif
 }
 
-inline int lowest_bit(uint32_t x) {
-#if defined(__GNUC__)
-  return __builtin_ctz(x);
-#else
-  int position = 0;
-  while ((x >> position & 1) == 0) ++position;
-  return position;
-#endif
-}
-
-// Appends the positions of the bits, plus `from`, to index; returns its new length.
-inline int list_bits(uint32_t x, int from, int32_t* index, int count) {
-  for (; x != 0; x &= x - 1) index[count++] = from + lowest_bit(x);
-  return count;
-}
-
 }  // namespace DTAG_TARGET
 }  // namespace dtag

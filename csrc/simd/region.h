@@ -56,7 +56,7 @@ struct RegionShape {
 
 // Scratch that the heads share. A change that reaches the third layer has up to A columns.
 struct RegionScratch {
-  int32_t* index;        // [2, widest], and at least S
+  int32_t* index;        // [2, widest] and a vector more, and at least S
   float* coefficients;   // [widest, 1 + A]
   float* through;        // [widest, A], with three layers
   float* units;          // [A, widest], or [1, widest] with fewer than three
@@ -289,8 +289,8 @@ class Region {
   int list_passing(int l, int32_t* index) const {
     int count = 0;
     for (int v = 0; v < shape_.width[l] / Vec::lanes; ++v)
-      count = list_bits(negative_slope_ == 0.0f ? bits_of(active_[l][v]) : lanes_in_use(l, v),
-                        v * Vec::lanes, index, count);
+      count += list_lanes(negative_slope_ == 0.0f ? bits_of(active_[l][v]) : lanes_in_use(l, v),
+                          v * Vec::lanes, index + count);
     return count;
   }
   float slope(int l, int k) const { return is_active(l, k) ? 1.0f : negative_slope_; }
@@ -312,8 +312,8 @@ class Region {
   int add_changes(int l) const {
     int count = 0;
     for (int v = 0; v < shape_.width[l - 1] / Vec::lanes; ++v)
-      count = list_bits(bits_of(active_[l - 1][v] ^ other_[l - 1][v]), v * Vec::lanes,
-                        scratch_.index, count);
+      count += list_lanes(bits_of(active_[l - 1][v] ^ other_[l - 1][v]), v * Vec::lanes,
+                          scratch_.index + count);
     for (int i = 0; i < count; ++i)
       set_coefficients(l - 1, i, is_active(l - 1, scratch_.index[i]) ? 1.0f - negative_slope_
                                                                      : negative_slope_ - 1.0f);

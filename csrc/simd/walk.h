@@ -201,7 +201,7 @@ class Walk {
     const size_t words = critic_.heads * shape_.words;
     words_ = workspace.indices;
     scratch_.index = words_ == nullptr ? nullptr : words_ + words;
-    return {used, words + std::max({2 * widest, static_cast<size_t>(critic_.observation_dim),
+    return {used, words + std::max({2 * widest + padding, static_cast<size_t>(critic_.observation_dim),
                                     static_cast<size_t>(n)})};
   }
 

@@ -2,6 +2,8 @@
 # make test     the tests
 # make lint     ruff, format check, mypy
 # make bench    the benchmarks
+# make sanitize the native tests under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer
+# make fuzz     a minute (FUZZ_SECONDS) of clang's libFuzzer on the kernels
 #
 # Each makes .venv first. Once that is there, and until a source changes, no network is needed.
 
@@ -10,13 +12,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS := envs,collect,download,video,tensorboard,test,lint
+comma := ,
 SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt tools/build_backend.py \
 	$(shell find csrc dtag_fast -type f ! -name '*.so' ! -name '*.pyc')
 
 # Threads that wait for work sleep rather than spin: with a busy neighbour spinning costs tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dtag demo --out report
@@ -31,6 +34,32 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/pytest benchmarks
+
+# The native tests, built with the flags $(2) into build/$(1). Without optimisation they compile
+# three times as fast, and run fast enough.
+NATIVE_TESTS = $(BIN)/cmake -S tests/native -B build/$(1) -G Ninja \
+	-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Debug \
+	-DCMAKE_CXX_FLAGS="-O0 -g1 -fno-sanitize-recover=all -fsanitize=$(2)"
+
+# Where a process may not be traced, leaks cannot be looked for: ASAN_OPTIONS=detect_leaks=0.
+sanitize: $(VENV)/.dependencies
+	$(call NATIVE_TESTS,asan,address$(comma)undefined)
+	$(BIN)/cmake --build build/asan
+	build/asan/test_kernels 40
+	build/asan/test_threads
+	build/asan/fuzz_refine 150
+	$(call NATIVE_TESTS,tsan,thread)
+	$(BIN)/cmake --build build/tsan --target test_threads
+	build/tsan/test_threads --no-fork
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.dependencies
+	$(call NATIVE_TESTS,fuzz,fuzzer-no-link$(comma)address$(comma)undefined) \
+		-DCMAKE_CXX_COMPILER=clang++ -DDTAG_LIBFUZZER=ON
+	$(BIN)/cmake --build build/fuzz --target fuzz_refine
+	mkdir -p build/fuzz/corpus
+	build/fuzz/fuzz_refine -max_total_time=$(FUZZ_SECONDS) -max_len=96 -print_final_stats=1 \
+		-artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 # Dependencies first, the package second: a change of source then rebuilds without a download.
 $(VENV)/.dependencies: pyproject.toml constraints.txt

@@ -61,7 +61,8 @@ class ThreadPool {
  private:
   void start(int helpers) {
     try {
-      while (threads_.size() < static_cast<size_t>(helpers)) threads_.emplace_back([this] { help(); });
+      while (threads_.size() < static_cast<size_t>(helpers))
+        threads_.emplace_back([this] { help(); });
     } catch (const std::exception&) {  // the system gives no more: those that are there will do
     }
   }

@@ -180,7 +180,8 @@ std::string out_of_range(const Problem& problem, const Critic& critic, const Opt
 // The problem with all numbers a little off. Its critic is in float32: the shake of a number that
 // is then rounded to bfloat16 would be none, or a leap.
 struct Shaken {
-  Shaken(const Problem& of, uint64_t seed) : problem(of.as_packed().shaken(seed)), critic(problem.pack()) {}
+  Shaken(const Problem& of, uint64_t seed)
+      : problem(of.as_packed().shaken(seed)), critic(problem.pack()) {}
 
   Problem problem;
   PackedCritic critic;

@@ -1,0 +1,58 @@
+"""The C++ test programs, on this machine and, emulated, on arm64."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.native.conftest import build, find_tool, run
+
+
+def test_kernels_are_as_the_scalar_one(native_build: Path) -> None:
+    output = run(native_build / "test_kernels")
+    assert "scalar: dense" in output
+
+
+def test_threads(native_build: Path) -> None:
+    run(native_build / "test_threads")
+
+
+def test_unusual_numbers(native_build: Path) -> None:
+    run(native_build / "fuzz_refine", "1000")
+
+
+@pytest.mark.arm64
+def test_on_arm64() -> None:
+    emulator = find_tool("qemu-aarch64")
+    directory = build(
+        "arm64",
+        "aarch64-linux-gnu-g++",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        "-DCMAKE_EXE_LINKER_FLAGS=-static",
+    )
+    output = run(emulator, directory / "test_kernels", "40")
+    assert "neon: dense" in output
+    run(emulator, directory / "test_threads", "--no-fork")
+    run(emulator, directory / "fuzz_refine", "20")
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_no_warnings(compiler: str, native_build: Path) -> None:
+    """Every file, the kernels once for each instruction set."""
+    program = find_tool(compiler)
+    commands = json.loads((native_build / "compile_commands.json").read_text())
+    assert len(commands) > 5
+    for entry in commands:
+        arguments = shlex.split(entry["command"])[1:]
+        process = subprocess.run(
+            [program, *arguments, "-fsyntax-only", "-Werror"],
+            cwd=entry["directory"],
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 0, f"{entry['file']}:\n{process.stderr}"

@@ -5,6 +5,7 @@
 //     void begin();                            // the next value() is that of a starting point
 //     float value(const float* action);        // the ensemble's Q
 //     void gradient(float* gradient);          // [A], of Q where the last value() was taken
+//     void stopped();                          // that gradient led nowhere: it is not finite
 //   };
 #pragma once
 
@@ -36,7 +37,10 @@ class Ascent {
       climb_.reached(evaluator_.value(climb_.action()));
       for (int step = 0; step < options_.steps; ++step) {
         evaluator_.gradient(climb_.gradient());
-        if (!climb_.move()) break;
+        if (!climb_.move()) {
+          evaluator_.stopped();
+          break;
+        }
         climb_.reached(evaluator_.value(climb_.action()));
       }
       compete(climb_.outcome(), action_dim_, row, start, result);

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <utility>
 
 #include "optimizer.h"
 #include "projection.h"
@@ -20,9 +22,17 @@ inline namespace DTAG_TARGET {
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
+// The sum of 0 * x is 0, or NaN if any x is not finite.
 inline bool all_finite(const float* x, int n) {
-  // The sum of 0 * x is 0, or NaN if any x is not finite.
   return interleaved_sum(n, [=](int i) { return x[i] * 0.0f; }) == 0.0f;
+}
+inline bool all_finite(const float* x, const float* y, int n) {
+  return interleaved_sum(n, [=](int i) { return x[i] * 0.0f + y[i] * 0.0f; }) == 0.0f;
+}
+
+// Between arrays that are padded: in pieces of a size that is known when this is compiled.
+inline void copy_padded(const float* from, int n, float* to) {
+  for (int k = 0; k < n; k += padding) std::memcpy(to + k, from + k, padding * sizeof(float));
 }
 
 inline float or_minus_infinity(float q) { return std::isfinite(q) ? q : minus_infinity; }
@@ -52,8 +62,8 @@ class Climb {
   void begin(const float* start) {  // [A]
     std::copy_n(start, n_, initial_);
     into_box(*options_, n_, initial_);
-    std::copy_n(initial_, n_, action_);
-    std::copy_n(initial_, n_, best_);
+    copy_padded(initial_, n_, action_);
+    copy_padded(initial_, n_, best_);
     std::fill_n(first_, n_, 0.0f);
     std::fill_n(second_, n_, 0.0f);
     step_ = best_step_ = 0;
@@ -69,7 +79,7 @@ class Climb {
     if (!std::isfinite(q) || !(q > best_q_)) return;
     best_q_ = q;
     best_step_ = step_;
-    std::copy_n(action_, n_, best_);
+    copy_padded(action_, n_, best_);
   }
 
   // Take a step; false, and nothing changes, if the gradient or the next candidate is not finite.
@@ -79,11 +89,11 @@ class Climb {
       if (length != 0.0f)
         for (int k = 0; k < n_; ++k) gradient_[k] /= length;
     }
-    std::copy_n(action_, n_, proposal_);
+    copy_padded(action_, n_, proposal_);
     add_update(*options_, step_ + 1, gradient_, n_, first_, second_, proposal_);
     project(*options_, initial_, n_, offset_, proposal_);
-    if (!all_finite(gradient_, n_) || !all_finite(proposal_, n_)) return false;
-    std::copy_n(proposal_, n_, action_);
+    if (!all_finite(gradient_, proposal_, n_)) return false;
+    std::swap(action_, proposal_);
     ++step_;
     return true;
   }

@@ -31,6 +31,7 @@ class FullNetwork {
   }
 
   void begin() {}
+  void stopped() {}
 
   float value(const float* action) {
     for (int e = 0; e < critic_.heads; ++e) q_[e] = head(e).value(action);

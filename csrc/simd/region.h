@@ -42,6 +42,7 @@ struct RegionShape {
       width[l] = padded(critic.layers[l].outputs);
       widest = std::max(widest, width[l]);
       floats += l == 0 ? 2 * width[0] : (1 + action_dim) * static_cast<size_t>(width[l]);
+      if (l + 1 == layers) floats += width[l];
       words += l + 1 < layers ? 2 * width[l] / Vec::lanes : 0;
     }
   }
@@ -79,6 +80,7 @@ class Region {
       other_[l] = words + shape.width[l] / Vec::lanes;
       words += 2 * shape.width[l] / Vec::lanes;
     }
+    effective_ = floats;
     const Layer& first = critic.layers[0];
     action_weights_ = head_of(first.transposed, first.inputs, shape.width[0]) +
                       static_cast<size_t>(critic.observation_dim) * shape.width[0];
@@ -166,45 +168,41 @@ class Region {
     return count;
   }
 
-  // q at base + d, in the region, and its gradient [A].
-  float value_and_gradient(const float* d, float* gradient) const {
+  // q at base + d, in the region.
+  float value(const float* d) const {
     const int top = shape_.layers - 1, width = shape_.width[top];
-    const float* const map = map_[top];
-    const float* const slopes = top == 0 ? action_weights_ : map + width;
     Vec q = zero();
-    if constexpr (actions > 0) {
-      Vec move[actions], along[actions];
-      DTAG_UNROLL
-      for (int k = 0; k < actions; ++k) {
-        move[k] = broadcast(d[k]);
-        along[k] = zero();
-      }
-      for (int j = 0; j < width; j += Vec::lanes) {
-        Vec column[actions], z = load(map + j);
-        DTAG_UNROLL
-        for (int k = 0; k < actions; ++k) {
-          column[k] = load(slopes + static_cast<size_t>(k) * width + j);
-          z = fma(move[k], column[k], z);
-        }
-        const Vec effective = effective_weight(j, z);
-        q = fma(effective, z, q);  // w * act(z), since act(z) = act'(z) z
-        DTAG_UNROLL
-        for (int k = 0; k < actions; ++k) along[k] = fma(effective, column[k], along[k]);
-      }
-      DTAG_UNROLL
-      for (int k = 0; k < actions; ++k) gradient[k] = sum(along[k]);
-    } else {
-      float* const effective = scratch_.units;
-      for (int j = 0; j < width; j += Vec::lanes) {
-        const Vec z = affine(map, slopes, width, d, j);
-        const Vec of_unit = effective_weight(j, z);
-        q = fma(of_unit, z, q);
-        store(effective + j, of_unit);
-      }
-      for (int k = 0; k < action_dim(); ++k)
-        gradient[k] = inner(slopes + static_cast<size_t>(k) * width, effective, width);
+    for (int j = 0; j < width; j += Vec::lanes) {
+      const Vec z = affine(map_[top], top_slopes(), width, d, j);
+      const Vec effective = effective_weight(j, z);
+      q = fma(effective, z, q);  // w * act(z), since act(z) = act'(z) z
+      store(effective_ + j, effective);
     }
     return sum(q) + output_bias_;
+  }
+
+  // gradient [A] += factor times the gradient of q, where the last value() was taken.
+  void add_gradient(float factor, float* gradient) const {
+    const int width = shape_.width[shape_.layers - 1];
+    const float* const slopes = top_slopes();
+    if constexpr (actions > 0) {
+      Vec along[actions];
+      DTAG_UNROLL
+      for (int k = 0; k < actions; ++k) along[k] = zero();
+      for (int j = 0; j < width; j += Vec::lanes) {
+        const Vec effective = load(effective_ + j);
+        DTAG_UNROLL
+        for (int k = 0; k < actions; ++k)
+          along[k] =
+              fma(effective, load(slopes + static_cast<size_t>(k) * width + j), along[k]);
+      }
+      DTAG_UNROLL
+      for (int k = 0; k < actions; ++k) gradient[k] += factor * sum(along[k]);
+    } else {
+      for (int k = 0; k < action_dim(); ++k)
+        gradient[k] +=
+            factor * inner(slopes + static_cast<size_t>(k) * width, effective_, width);
+    }
   }
 
  private:
@@ -212,6 +210,12 @@ class Region {
 
   const float* head_of(const float* array, int rows, int width) const {
     return array + static_cast<size_t>(head_) * rows * width;
+  }
+
+  // [A, width], M_L^T
+  const float* top_slopes() const {
+    const int top = shape_.layers - 1;
+    return top == 0 ? action_weights_ : map_[top] + shape_.width[top];
   }
 
   // Units j, j + 1, ... of start [width] + weights^T x, weights [A, width]
@@ -375,6 +379,7 @@ class Region {
   int head_;
   float* share_;                         // [width 1], W_1s s + b_1
   float* map_[most_walked_layers];       // p [width 1]; c and then M^T [1 + A, width l]
+  float* effective_;                     // [width of the last layer], w * act'(z_L) at value()
   int32_t* active_[most_walked_layers];  // bit i of word v: unit v * lanes + i is active
   int32_t* other_[most_walked_layers];   // the same elsewhere: where changes() looked, or at home
   RegionScratch scratch_;

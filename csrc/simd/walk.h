@@ -56,25 +56,24 @@ class Walk {
     entering_ = false;
     for (int e = 0; e < critic_.heads; ++e) {
       q_[e] = full_ ? full_head(e).value(region_floats(e), action)
-                    : region(e).value_and_gradient(move_, gradients_ + e * critic_.action_dim);
+                    : region(e).value(move_);
       if (!std::isfinite(q_[e])) return give_up();
     }
     return combine(options_, q_, critic_.heads, factor_);
   }
 
   void gradient(float* gradient) {
-    const int n = critic_.action_dim;
-    std::fill_n(gradient, n, 0.0f);
+    for (int k = 0; k < critic_.action_dim; ++k) gradient[k] = 0.0f;
     for (int e = 0; e < critic_.heads; ++e) {
       if (factor_[e] == 0.0f) continue;
-      if (full_) {
+      if (full_)
         full_head(e).add_gradient(factor_[e], gradient);
-      } else {
-        for (int k = 0; k < n; ++k) gradient[k] += factor_[e] * gradients_[e * n + k];
-      }
+      else
+        region(e).add_gradient(factor_[e], gradient);
     }
-    if (!all_finite(gradient, n)) give_up();
   }
+
+  void stopped() { give_up(); }
 
   // A number was not finite: what was found for this row is not to be used.
   bool failed() const { return failed_; }
@@ -196,7 +195,6 @@ class Walk {
     scratch_.units = take(shape_.layers == 3 ? widest * n : widest);
     observation_ = take(critic_.observation_dim);
     for (float** action : {&base_, &move_, &looked_}) *action = take(n);
-    gradients_ = take(static_cast<size_t>(critic_.heads) * n);
     for (float** heads : {&q_, &factor_}) *heads = take(critic_.heads);
     const size_t words = critic_.heads * shape_.words;
     words_ = workspace.indices;
@@ -216,7 +214,6 @@ class Walk {
   float *base_, *move_;        // [A]; the action is base + move
   float* looked_;              // [A], where signs were last looked at
   float reach_ = 0.0f;         // how far from there they stay as they are at least
-  float* gradients_;           // [E, A]
   float *q_, *factor_;         // [E]
   bool placed_ = false;        // there are regions
   bool entering_ = false;      // the next value is that of a starting point

@@ -298,6 +298,7 @@ PYBIND11_MODULE(_native, module) {
       .def("expire", &WeightsVersion::expire);
   module.def("count_optimizer_step",
              [](const py::args&) { WeightsVersion::count_optimizer_step(); });
+  module.def("optimizer_steps", &WeightsVersion::optimizer_steps);
   module.def("fast_call", &fast_call, py::arg("critic"), py::arg("options"), py::arg("algorithm"),
              py::arg("threads"), py::arg("version"));
   module.def("use_exchange_api", [](bool use) { return Torch::get().use_exchange_api(use); });

@@ -45,7 +45,7 @@ bool all_values(const py::object& dictionary, const Visit& visit) {
 
 }  // namespace
 
-uint64_t WeightsVersion::optimizer_steps = 0;
+uint64_t WeightsVersion::steps = 0;
 
 WeightsVersion::WeightsVersion(py::handle module) {
   for (const py::handle each : module.attr("modules")()) add(each);
@@ -82,7 +82,7 @@ bool WeightsVersion::Member::is_still(const py::object& value) const {
 }
 
 bool WeightsVersion::is_current() const {
-  if (expired_ || steps_ != optimizer_steps) return false;
+  if (expired_ || steps_ != steps) return false;
   for (const Members& members : members_) {
     const py::object module = referent(members.module);
     const py::object dictionary = module ? dictionary_of(module, members.dictionary) : module;

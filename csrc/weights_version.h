@@ -18,7 +18,8 @@ class WeightsVersion {
   bool is_current() const;
   void expire() { expired_ = true; }  // is_current() is false from now on
 
-  static void count_optimizer_step() { ++optimizer_steps; }
+  static void count_optimizer_step() { ++steps; }
+  static uint64_t optimizer_steps() { return steps; }
 
  private:
   // A parameter, buffer or submodule.
@@ -40,12 +41,12 @@ class WeightsVersion {
     std::vector<Member> values;
   };
 
-  static uint64_t optimizer_steps;
+  static uint64_t steps;
 
   void add(pybind11::handle module);
 
   std::vector<Members> members_;
-  uint64_t steps_ = optimizer_steps;
+  uint64_t steps_ = steps;
   bool expired_ = false;
 };
 

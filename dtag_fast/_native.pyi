@@ -63,6 +63,9 @@ class WeightsVersion:
 def count_optimizer_step(*arguments: object) -> None:
     """Make every WeightsVersion there is no longer current."""
 
+def optimizer_steps() -> int:
+    """How often count_optimizer_step was called."""
+
 def fast_call(
     critic: PackedCritic,
     options: Options,

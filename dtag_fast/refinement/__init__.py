@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 
+from dtag_fast.models.critic import Critic
+from dtag_fast.refinement import torch_op
 from dtag_fast.refinement.backends import BACKENDS, BackendName, FastCall, choose_backend
 from dtag_fast.refinement.execution import Algorithm, Execution, Precision
 from dtag_fast.refinement.inputs import Array, check_inputs
@@ -84,6 +87,8 @@ class Refiner:
 
     def __call__(self, observations: Array, actions: Array) -> Any:
         """The refined actions, [B, A] or [A]; with `return_info` a pair (actions, RefineInfo)."""
+        if is_dynamo_compiling() and self._traceable:
+            return self._traced(observations, actions)
         refined = self._fast(observations, actions)
         if refined is NotImplemented:
             return self._call(observations, actions)
@@ -91,6 +96,8 @@ class Refiner:
 
     def _call(self, observations: Array, actions: Array) -> Any:
         """The call whatever the arguments are: checks, conversions and errors."""
+        if self._traceable and torch_op.is_traced(observations, actions):
+            return self._traced(observations, actions)
         inputs = check_inputs(self.critic, observations, actions)
         self.options.check_action_dim(inputs.actions.shape[-1])
         critic: Any = self.critic
@@ -108,6 +115,15 @@ class Refiner:
         )
         refined = inputs.restore(result)
         return (refined, info) if self.return_info else refined
+
+    @property
+    def _traceable(self) -> bool:
+        return self.backend == "cpu" and not self.return_info
+
+    def _traced(self, observations: Any, actions: Any) -> Any:
+        return torch_op.refine(
+            cast(Critic, self.critic), observations, actions, self.options, self.execution
+        )
 
     def refresh(self) -> None:
         """Read the critic's weights again at the next call.
@@ -215,4 +231,8 @@ def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -
             and what was expected. So does a walk of a critic whose weights are not all finite.
         RuntimeError: the named backend cannot run here, or none can; and why.
     """
+    if is_dynamo_compiling() and torch_op.takes(critic, options):
+        traced = cast(Critic, critic)
+        settled = torch_op.settle(traced.action_dim, tuple(options.items()))
+        return torch_op.refine(traced, observations, actions, *settled)
     return Refiner(critic, **options)(observations, actions)

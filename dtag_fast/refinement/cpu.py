@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def unavailable_reason() -> str | None:
 
 
 def unsupported_reason(
-    critic: nn.Module, options: RefineOptions, execution: Execution = DEFAULT
+    critic: nn.Module, options: RefineOptions | None = None, execution: Execution = DEFAULT
 ) -> str | None:
     """Why they cannot refine with this critic, or None. They take all options."""
     del options
@@ -72,16 +73,33 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> _native.PackedCrit
         layer = [weight, bias]
         if critic.layer_norm and i < len(critic.hidden):
             layer += [critic.norm_weights[i], critic.norm_biases[i]]
-        layers.append([_as_array(tensor) for tensor in layer])
+        layers.append(layer)
+    mean, std = critic.normalizer.mean, critic.normalizer.std
+    return pack_layers(mean, std, layers, critic.activation, critic.negative_slope, precision)
+
+
+def pack_layers(
+    mean: Tensor,
+    std: Tensor,
+    layers: Sequence[Sequence[Tensor]],
+    activation: str,
+    negative_slope: float,
+    precision: Precision,
+) -> _native.PackedCritic:
+    """As `pack`, of bare weights: mean and std [S], and for each layer weight [E, out, in] and bias
+    [E, out], with LayerNorm in hidden ones also norm_weight and norm_bias [E, out].
+    """
+    arrays = [[_as_array(tensor) for tensor in layer] for layer in layers]
+    heads, _, inputs = arrays[0][0].shape
     packed: _native.PackedCritic = _load().PackedCritic(
-        critic.observation_dim,
-        critic.action_dim,
-        critic.heads,
-        critic.activation,
-        critic.negative_slope,
-        _as_array(critic.normalizer.mean),
-        _as_array(critic.normalizer.std),
-        layers,
+        mean.shape[0],
+        inputs - mean.shape[0],
+        heads,
+        activation,
+        negative_slope,
+        _as_array(mean),
+        _as_array(std),
+        arrays,
         precision,
     )
     return packed

@@ -86,13 +86,14 @@ def check_inputs(critic: nn.Module, observations: object, actions: object) -> In
                 f"starting points of one row are observations [1, S] with actions [1, N, A])"
             )
         rows, points = rows.unsqueeze(0), points.unsqueeze(0)
-    _check_shapes(critic, rows, points)
+    check_shapes(critic, rows, points)
     if points.ndim == 2:
         points = points.unsqueeze(1)
     return Inputs(rows.contiguous(), points.contiguous(), actions, single)
 
 
-def _check_shapes(critic: nn.Module, observations: Tensor, actions: Tensor) -> None:
+def check_shapes(critic: nn.Module, observations: Tensor, actions: Tensor) -> None:
+    """Raise unless they are [B, S] and [B, A] or [B, N, A], of the critic's sizes."""
     if observations.ndim != 2:
         raise ValueError(f"observations: expected [B, S] or [S], got {list(observations.shape)}")
     if actions.ndim not in (2, 3):

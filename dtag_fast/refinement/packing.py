@@ -35,7 +35,7 @@ def packed(backend: str, critic: nn.Module, precision: Precision) -> Packing:
     from dtag_fast import _native
 
     with _lock:
-        _count_optimizer_steps()
+        optimizer_steps()
         packings = _packings.setdefault(critic, {})
         key = (backend, precision)
         if key not in packings or not packings[key].version.is_current():
@@ -53,11 +53,12 @@ def forget(critic: nn.Module) -> None:
             packing.version.expire()
 
 
-def _count_optimizer_steps() -> None:
-    """From now on, count the steps of all optimisers: a fused one bypasses tensors' counters."""
+def optimizer_steps() -> int:
+    """The steps of all optimisers, counted from the first call on; fused ones tell no tensor."""
     global _counting
-    if not _counting:
-        from dtag_fast import _native
+    from dtag_fast import _native
 
+    if not _counting:
         register_optimizer_step_post_hook(_native.count_optimizer_step)
         _counting = True
+    return _native.optimizer_steps()

@@ -42,13 +42,12 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def fill(*args: Any, **kwargs: Any) -> Tensor:
             tensor = make(*args, **kwargs)
-            if tensor.is_floating_point():
-                return tensor.fill_(float("nan"))
-            return (
-                tensor.fill_(torch.iinfo(tensor.dtype).max)
-                if tensor.dtype != torch.bool
-                else tensor
-            )
+            with torch.no_grad():
+                if tensor.is_floating_point():
+                    tensor.fill_(float("nan"))
+                elif tensor.dtype != torch.bool:
+                    tensor.fill_(torch.iinfo(tensor.dtype).max)
+            return tensor
 
         return fill
 

@@ -110,7 +110,7 @@ bool ordinary(const Settings& settings) {
   const double step_size = settings.options.step_size;
   return settings.gain > 0.0f && (settings.boxed ? step_size <= 0.3 : step_size <= 0.03) &&
          (step_size == 0.0 || step_size >= 1e-3) && settings.options.max_distance != 1e-30f &&
-         std::abs(settings.negative_slope) <= 1.0f;
+         std::abs(settings.negative_slope) <= 1.0f && !amplifies_rounding(settings);
 }
 
 void check(const Problem& problem, bool compare) {

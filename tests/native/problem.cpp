@@ -28,6 +28,14 @@ std::string to_string(const Settings& settings) {
   return text.str();
 }
 
+bool amplifies_rounding(const Settings& settings) {
+  const Options& options = settings.options;
+  return (options.gradient == Gradient::unit || options.optimizer == Optimizer::rmsprop ||
+          options.optimizer == Optimizer::adam) &&
+         std::any_of(settings.hidden.begin(), settings.hidden.end(),
+                     [](int width) { return width < 16; });
+}
+
 Problem::Problem(const Settings& given) : settings(given) {
   Random random(settings.seed);
   const auto numbers = [&](int64_t count, float low, float high) {
@@ -101,6 +109,7 @@ Problem Problem::shaken(uint64_t seed) const {
   Random random(seed);
   for (std::vector<float>* array : copy.numbers())
     for (float& x : *array) x *= 1.0f + random.uniform(-1e-6f, 1e-6f);
+  copy.settings.negative_slope += random.uniform(-1e-6f, 1e-6f);
   return copy;
 }
 

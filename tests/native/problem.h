@@ -50,6 +50,11 @@ struct Settings {
 
 std::string to_string(const Settings& settings);
 
+// Whether an update may blow rounding up without limit. In a layer of few units all of them may be
+// off; the gradient is 0 there, that of a walk what rounding left of it, and these updates divide by
+// its length.
+bool amplifies_rounding(const Settings& settings);
+
 struct Problem {
   explicit Problem(const Settings& settings);
 
@@ -59,7 +64,8 @@ struct Problem {
   // The same in float32, with the weights that packing rounds rounded.
   Problem as_packed() const;
 
-  // The same, every number but the box off by up to one part in a million.
+  // The same, every number but the box off by up to one part in a million; so is leaky_relu's slope
+  // on the left, of that on the right, which is what a walk subtracts to get there.
   Problem shaken(uint64_t seed) const;
 
   // Every array of numbers but the box.

@@ -41,6 +41,10 @@ void draw_options(Random& random, Settings& settings) {
   options.select = one_of(random, {Select::best, Select::best, Select::last});
   options.max_distance = one_of(random, {-1.0f, -1.0f, 0.0f, 0.1f, 0.5f});
   options.gradient = one_of(random, {Gradient::raw, Gradient::unit});
+  if (amplifies_rounding(settings)) {
+    options.optimizer = Optimizer::momentum;
+    options.gradient = Gradient::raw;
+  }
 }
 
 Settings shape(int observation_dim, int action_dim, int heads, std::vector<int> hidden,
@@ -79,7 +83,7 @@ std::vector<Settings> problems() {
   }
   for (int i = 0; i < 300; ++i) {
     std::vector<int> hidden(static_cast<size_t>(one_of(random, {1, 2, 2, 2, 2, 3})));
-    for (int& width : hidden) width = 1 + random.below(80);
+    for (int& width : hidden) width = 1 + random.below(90);
     Settings settings = shape(1 + random.below(20), 1 + random.below(12), 1 + random.below(3),
                               hidden, 1 + random.below(40), 1 + random.below(3));
     draw_options(random, settings);

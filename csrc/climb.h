@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <utility>
 
 #include "optimizer.h"
 #include "projection.h"
@@ -70,7 +69,8 @@ class Climb {
     best_q_ = minus_infinity;
   }
 
-  const float* action() const { return action_; }  // [A]
+  // [A], always at the same place of the memory given: a kernel may keep many climbs side by side.
+  const float* action() const { return action_; }
   float* gradient() const { return gradient_; }    // [A], to be written before move()
 
   void reached(float q) {
@@ -93,7 +93,7 @@ class Climb {
     add_update(*options_, step_ + 1, gradient_, n_, first_, second_, proposal_);
     project(*options_, initial_, n_, offset_, proposal_);
     if (!all_finite(gradient_, proposal_, n_)) return false;
-    std::swap(action_, proposal_);
+    copy_padded(proposal_, n_, action_);
     ++step_;
     return true;
   }

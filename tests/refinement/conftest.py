@@ -2,28 +2,72 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from dtag_fast.refinement import BACKENDS
+from dtag_fast.refinement import BACKENDS, cpu
 from dtag_fast.refinement.backends import BackendName
 
 
-@pytest.fixture(params=list(BACKENDS))
-def backend(request: pytest.FixtureRequest) -> BackendName:
+def _ways() -> list[str]:
+    """The backends of the table; and the cpu backend by each instruction set and algorithm."""
+    ways = list(BACKENDS)
+    if cpu.unavailable_reason() is None:
+        for isa in _native().isas():
+            algorithms = ("dense",) if isa == "scalar" else ("dense", "walk")
+            ways += [f"cpu-{isa}-{algorithm}" for algorithm in algorithms]
+    return ways
+
+
+def _native() -> Any:
+    return importlib.import_module("dtag_fast._native")
+
+
+@pytest.fixture(params=_ways())
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A backend of the table; skipped, with the reason, where this machine cannot run it."""
-    return _able(request.param)
+    yield from _prepared(request.param, monkeypatch)
 
 
-@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
-def fast(request: pytest.FixtureRequest) -> BackendName:
+@pytest.fixture(params=[way for way in _ways() if way != "reference"])
+def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A backend other than the reference, to be compared with it."""
-    return _able(request.param)
+    yield from _prepared(request.param, monkeypatch)
+
+
+def _prepared(way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[BackendName]:
+    """The backend's name; with a way of the cpu backend, calls of it go that way meanwhile."""
+    if way in BACKENDS:
+        yield _able(cast(BackendName, way))
+        return
+    _, isa, algorithm = way.split("-")
+    native, run = _native(), cpu.run
+
+    def forced(critic: Any, *arguments: Any) -> Any:
+        *batch, execution = arguments
+        if execution.algorithm == "auto":
+            wanted = replace(execution, algorithm=algorithm)
+            try:
+                return run(critic, *batch, wanted)
+            except ValueError as error:  # a critic that cannot be walked goes the dense way
+                if "algorithm" not in str(error):
+                    raise
+                return run(critic, *batch, replace(execution, algorithm="dense"))
+        return run(critic, *batch, execution)
+
+    monkeypatch.setattr(cpu, "run", forced)
+    monkeypatch.setattr(cpu, "fast_call", lambda *_: lambda *_: NotImplemented)
+    before = native.isa()
+    native.select_isa(isa)
+    yield "cpu"
+    native.select_isa(before)
 
 
 def _able(name: BackendName) -> BackendName:

@@ -48,7 +48,8 @@ def _prepared(way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[BackendName
         yield _able(cast(BackendName, way))
         return
     _, isa, algorithm = way.split("-")
-    native, run = _native(), cpu.run
+    native = _native()
+    run: Any = cpu.run
 
     def forced(critic: Any, *arguments: Any) -> Any:
         *batch, execution = arguments

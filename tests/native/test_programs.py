@@ -21,6 +21,10 @@ def test_threads(native_build: Path) -> None:
     run(native_build / "test_threads")
 
 
+def test_a_later_call_allocates_nothing(native_build: Path) -> None:
+    run(native_build / "test_allocations")
+
+
 def test_unusual_numbers(native_build: Path) -> None:
     run(native_build / "fuzz_refine", "1000")
 

@@ -1,83 +1,102 @@
-"""Tests that take `backend` or `fast` run on each row of the backend table."""
+"""Tests that take `how` run in every way this machine can refine; `fast` leaves out the reference.
+
+A way is a function: of a critic, the keywords that choose backend and algorithm. While the test
+runs its instruction set is in use.
+"""
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, cast
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dtag_fast import build_info
 from dtag_fast.refinement import BACKENDS, cpu
 from dtag_fast.refinement.backends import BackendName
+from dtag_fast.refinement.execution import Algorithm, Execution
 
 
-def _ways() -> list[str]:
-    """The backends of the table; and the cpu backend by each instruction set and algorithm."""
-    ways = list(BACKENDS)
-    if cpu.unavailable_reason() is None:
-        for isa in _native().isas():
-            algorithms = ("dense",) if isa == "scalar" else ("dense", "walk")
-            ways += [f"cpu-{isa}-{algorithm}" for algorithm in algorithms]
-    return ways
+@dataclass(frozen=True)
+class Way:
+    """A backend as it comes; or the cpu backend by an instruction set and an algorithm."""
+
+    backend: BackendName
+    isa: str = ""
+    algorithm: Algorithm = "auto"
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.backend, self.isa, self.algorithm.replace("auto", ""))))
+
+    def __call__(self, critic: nn.Module) -> dict[str, Any]:
+        """Keywords for `refine`. A critic that cannot be walked takes the full network instead."""
+        if self.algorithm == "auto":
+            return {"backend": self.backend}
+        walk = Execution(algorithm="walk")
+        walks = cpu.unsupported_reason(critic, execution=walk) is None
+        return {"backend": "cpu", "algorithm": self.algorithm if walks else "dense"}
+
+    @contextmanager
+    def selected(self) -> Iterator[Way]:
+        """Skips, with the reason, where this machine cannot run it."""
+        reason = BACKENDS[self.backend].load().unavailable_reason()
+        if reason is not None:
+            if self.backend == "cpu" and os.environ.get("DTAG_REQUIRE_NATIVE") == "1":
+                pytest.fail(f"DTAG_REQUIRE_NATIVE is set, but the cpu backend cannot run: {reason}")
+            pytest.skip(f"backend {self.backend} cannot run here: {reason}")
+        if not self.isa:
+            yield self
+            return
+        native = cpu._load()
+        before = native.isa()
+        native.select_isa(self.isa)
+        try:
+            yield self
+        finally:
+            native.select_isa(before)
 
 
-def _native() -> Any:
-    return importlib.import_module("dtag_fast._native")
+def _ways(backend: BackendName) -> list[Way]:
+    isas = [isa for isa in build_info.describe()["isas"].split(", ") if isa]
+    if backend != "cpu" or not isas:
+        return [Way(backend)]
+    both: tuple[Algorithm, ...] = ("walk", "dense")
+    forced = [Way("cpu", i, a) for i in isas for a in both if (i, a) != ("scalar", "walk")]
+    return [Way("cpu"), *forced]
 
 
-@pytest.fixture(params=_ways())
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A backend of the table; skipped, with the reason, where this machine cannot run it."""
-    yield from _prepared(request.param, monkeypatch)
+FAST = [way for backend in BACKENDS if backend != "reference" for way in _ways(backend)]  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=[way for way in _ways() if way != "reference"])
-def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A backend other than the reference, to be compared with it."""
-    yield from _prepared(request.param, monkeypatch)
+@pytest.fixture(params=[*FAST, Way("reference")], ids=str)
+def how(request: pytest.FixtureRequest) -> Iterator[Way]:
+    """A way to refine."""
+    with request.param.selected() as way:
+        yield way
 
 
-def _prepared(way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[BackendName]:
-    """The backend's name; with a way of the cpu backend, calls of it go that way meanwhile."""
-    if way in BACKENDS:
-        yield _able(cast(BackendName, way))
-        return
-    _, isa, algorithm = way.split("-")
-    native = _native()
-    run: Any = cpu.run
-
-    def forced(critic: Any, *arguments: Any) -> Any:
-        *batch, execution = arguments
-        if execution.algorithm == "auto":
-            wanted = replace(execution, algorithm=algorithm)
-            try:
-                return run(critic, *batch, wanted)
-            except ValueError as error:  # a critic that cannot be walked goes the dense way
-                if "algorithm" not in str(error):
-                    raise
-                return run(critic, *batch, replace(execution, algorithm="dense"))
-        return run(critic, *batch, execution)
-
-    monkeypatch.setattr(cpu, "run", forced)
-    monkeypatch.setattr(cpu, "fast_call", lambda *_: lambda *_: NotImplemented)
-    before = native.isa()
-    native.select_isa(isa)
-    yield "cpu"
-    native.select_isa(before)
+@pytest.fixture(params=FAST, ids=str)
+def fast(request: pytest.FixtureRequest) -> Iterator[Way]:
+    """A way other than the reference."""
+    with request.param.selected() as way:
+        yield way
 
 
-def _able(name: BackendName) -> BackendName:
-    reason = BACKENDS[name].load().unavailable_reason()
-    if reason is not None:
-        if name == "cpu" and os.environ.get("DTAG_REQUIRE_NATIVE") == "1":
-            pytest.fail(f"DTAG_REQUIRE_NATIVE is set, but the cpu backend cannot run: {reason}")
-        pytest.skip(f"backend {name} cannot run here: {reason}")
-    return name
+@pytest.fixture
+def each_fast() -> Callable[[], Iterator[Way]]:
+    """A function to go through the ways other than the reference, each in use in its turn."""
+
+    def each() -> Iterator[Way]:
+        for way in FAST:
+            with way.selected():
+                yield way
+
+    return each
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dtag_fast import Critic, refine
-from dtag_fast.refinement.backends import BackendName
 from dtag_fast.refinement.options import Select
 from dtag_fast.refinement.parity import random_batch, random_critic
 
 NAN = float("nan")
+How = Callable[[Critic], dict[str, Any]]
 
 
 def q_min(critic: Critic, observations: Tensor, actions: Tensor) -> Tensor:
@@ -23,11 +24,11 @@ def q_min(critic: Critic, observations: Tensor, actions: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("select", ["best", "last"])
-def test_starting_points_compete(backend: BackendName, select: Select) -> None:
+def test_starting_points_compete(how: How, select: Select) -> None:
     critic = random_critic()
     observations, actions = random_batch(critic, 6, 4)
     arguments: dict[str, Any] = {
-        "backend": backend,
+        **how(critic),
         "step_size": 0.5,
         "select": select,
         "return_info": True,
@@ -44,12 +45,12 @@ def test_starting_points_compete(backend: BackendName, select: Select) -> None:
         torch.testing.assert_close(result[row], singles[int(info.start[row])][0][row])
 
 
-def test_best_of_n(backend: BackendName) -> None:
+def test_best_of_n(how: How) -> None:
     critic = random_critic()
     observations, actions = random_batch(critic, 12, 5)
-    result = refine(critic, observations, actions, backend=backend, steps=0)
+    result = refine(critic, observations, actions, **how(critic), steps=0)
     q = torch.stack([q_min(critic, observations, actions[:, n]) for n in range(5)])
     assert torch.equal(result, actions[torch.arange(12), q.argmax(dim=0)])
     actions[0, 2] = NAN
-    result = refine(critic, observations, actions, backend=backend, steps=0)
+    result = refine(critic, observations, actions, **how(critic), steps=0)
     assert result.isfinite().all()

@@ -5,27 +5,30 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import dtag_fast
-from dtag_fast import Normalizer, Refiner, refine
-from dtag_fast.refinement.backends import BackendName
+from dtag_fast import Critic, Normalizer, Refiner, refine
 from dtag_fast.refinement.parity import random_batch, random_critic
 
+How = Callable[[Critic], dict[str, Any]]
 
-def test_changed_weights_are_noticed(backend: BackendName) -> None:
+
+def test_changed_weights_are_noticed(how: How) -> None:
     critic = random_critic()
     observations, actions = random_batch(critic)
-    refiner = Refiner(critic, backend=backend, step_size=0.5)
+    refiner = Refiner(critic, **how(critic), step_size=0.5)
 
     def check() -> None:
         expected = dtag_fast.reference.refine(critic, observations, actions, step_size=0.5)
         assert not torch.equal(expected, previous[-1])
         previous.append(expected)
         torch.testing.assert_close(refiner(observations, actions), expected, atol=1e-5, rtol=0)
-        result = refine(critic, observations, actions, backend=backend, step_size=0.5)
+        result = refine(critic, observations, actions, **how(critic), step_size=0.5)
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
     previous = [actions]
@@ -47,24 +50,26 @@ def test_changed_weights_are_noticed(backend: BackendName) -> None:
     check()
     critic.normalizer = Normalizer(torch.ones(5), torch.full((5,), 0.5))
     check()
+    critic.weights[0].data = critic.weights[0].data * -1.0
+    check()
     critic.weights[0].data.mul_(-1.0)
     refiner.refresh()
     check()
 
 
-def test_packing_does_not_keep_a_critic_alive(backend: BackendName) -> None:
+def test_packing_does_not_keep_a_critic_alive(how: How) -> None:
     critic = random_critic()
-    refine(critic, *random_batch(critic), backend=backend)
+    refine(critic, *random_batch(critic), **how(critic))
     alive = weakref.ref(critic)
     del critic
     gc.collect()
     assert alive() is None
 
 
-def test_a_refiner_serves_many_threads(backend: BackendName) -> None:
+def test_a_refiner_serves_many_threads(how: How) -> None:
     critic = random_critic()
     observations, actions = random_batch(critic, 64)
-    refiner = Refiner(critic, backend=backend, step_size=0.5)
+    refiner = Refiner(critic, **how(critic), step_size=0.5)
     expected = refiner(observations, actions)
     results: dict[int, Tensor] = {}
 

@@ -49,6 +49,15 @@ class Refinement:
     backend: Literal["auto", "cpu", "reference"] = "auto"
     """Implementation of refinement."""
 
+    algorithm: Literal["auto", "walk", "dense"] = "auto"
+    """Of the cpu backend: from linear region to linear region, or the full network."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the weights between hidden layers, in the cpu backend."""
+
+    threads: int | None = None
+    """The most that the cpu backend uses for a large batch; torch's number unless given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:

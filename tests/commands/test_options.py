@@ -141,8 +141,8 @@ def test_the_reference_takes_the_same_options() -> None:
     built = inspect.signature(Refiner.__init__).parameters
     arrays = {"critic", "observations", "actions"}
     options = {n: p.default for n, p in specified.items() if n not in arrays}
-    others = {n: p.default for n, p in built.items() if n not in {"self", "critic", "backend"}}
-    assert options == others
+    own = {"self", "critic", "backend", "algorithm", "precision", "threads"}
+    assert options == {n: p.default for n, p in built.items() if n not in own}
 
 
 # --- presets ---

@@ -6,12 +6,14 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import dtag_fast
 from dtag_fast import Critic, Refiner, build_info, refine
 from dtag_fast.refinement import cpu
 from dtag_fast.refinement.parity import measure_parity, random_batch, random_critic
@@ -199,9 +201,12 @@ print(refiner.backend, build_info.describe()["isa"])
 
 
 def run_python(code: str, *arguments: str, isa: str) -> subprocess.CompletedProcess[str]:
+    # The package that this process imported, which need not be the one of the working directory.
+    package = str(Path(dtag_fast.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env=os.environ | {"DTAG_ISA": isa},
+        env=os.environ | {"DTAG_ISA": isa, "PYTHONPATH": package},
+        cwd=package,
         capture_output=True,
         text=True,
         timeout=120,

@@ -12,7 +12,13 @@ from torch.compiler import is_dynamo_compiling
 
 from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import torch_op
-from dtag_fast.refinement.backends import BACKENDS, BackendName, FastCall, choose_backend
+from dtag_fast.refinement.backends import (
+    BACKENDS,
+    BackendName,
+    FastBackend,
+    FastCall,
+    choose_backend,
+)
 from dtag_fast.refinement.execution import Algorithm, Execution, Precision
 from dtag_fast.refinement.inputs import Array, check_inputs
 from dtag_fast.refinement.options import (
@@ -104,9 +110,13 @@ class Refiner:
         if BACKENDS[self.backend].packs:
             packing = packed(self.backend, self.critic, self.execution.precision)
             critic = packing.weights
-            if packing is not self._packing and not self.return_info:
+            if (
+                BACKENDS[self.backend].fast
+                and packing is not self._packing
+                and not self.return_info
+            ):
                 self._packing = packing
-                module: Any = BACKENDS[self.backend].load()
+                module = cast(FastBackend, BACKENDS[self.backend].load())
                 self._fast = module.fast_call(*packing, self.options, self.execution)
         result, info = (
             BACKENDS[self.backend]

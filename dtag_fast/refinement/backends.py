@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from dtag_fast import build_info
 from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
+from dtag_fast.refinement.inputs import device_of
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
-BackendName = Literal["auto", "cpu", "reference"]
+BackendName = Literal["auto", "cpu", "cuda", "triton", "graph", "reference"]
 FastCall = Callable[[Any, Any], Any]
 
 
@@ -45,6 +46,13 @@ class Backend(Protocol):
 class PackingBackend(Backend, Protocol):
     """A backend that first brings the weights into a layout of its own."""
 
+    def pack(self, critic: nn.Module, precision: Precision) -> Any:
+        """A copy of the weights; it must not keep the critic alive."""
+
+
+class FastBackend(PackingBackend, Protocol):
+    """A packing backend with a way around everything in Python."""
+
     def fast_call(
         self, packed: Any, version: Any, options: RefineOptions, execution: Execution
     ) -> FastCall:
@@ -54,9 +62,6 @@ class PackingBackend(Backend, Protocol):
         actions as the user gets them, or NotImplemented for whatever is out of the ordinary.
         """
 
-    def pack(self, critic: nn.Module, precision: Precision) -> Any:
-        """A copy of the weights; it must not keep the critic alive."""
-
 
 @dataclass(frozen=True)
 class BackendEntry:
@@ -64,13 +69,17 @@ class BackendEntry:
 
     Attributes:
         module: loaded when first needed.
-        packs: whether it is a `PackingBackend`.
         limits: what it does not take, for readers.
+        packs: whether it is a `PackingBackend`.
+        fast: whether it is a `FastBackend`.
+        auto_on: the types of device of the critic with which "auto" thinks of it; () for any.
     """
 
     module: str
-    packs: bool
     limits: str
+    packs: bool = False
+    fast: bool = False
+    auto_on: tuple[str, ...] = ()
 
     def load(self) -> Backend:
         """The backend's module."""
@@ -81,11 +90,13 @@ class BackendEntry:
 BACKENDS: dict[str, BackendEntry] = {
     "cpu": BackendEntry(
         "dtag_fast.refinement.cpu",
-        packs=True,
         limits="a `dtag_fast.Critic` on the CPU; needs the compiled extension",
+        packs=True,
+        fast=True,
+        auto_on=("cpu",),
     ),
     "reference": BackendEntry(
-        "dtag_fast.refinement.reference", packs=False, limits="none: any module, any device"
+        "dtag_fast.refinement.reference", limits="none: any module, any device"
     ),
 }
 
@@ -113,7 +124,10 @@ def choose_backend(
         if unusable is not None:
             raise RuntimeError(unusable)
         reasons = []
-        for candidate in BACKENDS:
+        device = device_of(critic)
+        for candidate, entry in BACKENDS.items():
+            if entry.auto_on and device is not None and device.type not in entry.auto_on:
+                continue
             reason = reason_against(candidate, critic, options, execution)
             if reason is None:
                 return candidate

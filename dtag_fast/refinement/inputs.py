@@ -65,7 +65,7 @@ def check_inputs(critic: nn.Module, observations: object, actions: object) -> In
         )
     assert isinstance(observations, Tensor | np.ndarray)
     assert isinstance(actions, Tensor | np.ndarray)
-    device = _device_of(critic)
+    device = device_of(critic)
     if isinstance(observations, Tensor) and isinstance(actions, Tensor):
         if observations.device != actions.device:
             raise ValueError(
@@ -120,7 +120,7 @@ def _to_float32(array: Tensor | NDArray[Any], device: torch.device | None) -> Te
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device or "cpu")
 
 
-def _device_of(critic: nn.Module) -> torch.device | None:
+def device_of(critic: nn.Module) -> torch.device | None:
     """Where the critic computes; None for a module without parameters and buffers."""
     tensors = itertools.chain(critic.parameters(), critic.buffers())
     return next((tensor.device for tensor in tensors), None)

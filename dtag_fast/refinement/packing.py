@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dtag_fast.refinement.backends import BACKENDS, PackingBackend
 from dtag_fast.refinement.execution import Precision
-
-if TYPE_CHECKING:
-    from dtag_fast._native import WeightsVersion
+from dtag_fast.refinement.weights_version import WeightsVersion, weights_version
 
 
 class Packing(NamedTuple):
@@ -27,21 +24,17 @@ class Packing(NamedTuple):
 _packings: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, str], Packing]]
 _packings = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
-_counting = False
 
 
 def packed(backend: str, critic: nn.Module, precision: Precision) -> Packing:
     """What the backend makes of the critic's weights as they are now."""
-    from dtag_fast import _native
-
     with _lock:
-        optimizer_steps()
         packings = _packings.setdefault(critic, {})
         key = (backend, precision)
         if key not in packings or not packings[key].version.is_current():
-            module: PackingBackend = BACKENDS[backend].load()  # type: ignore[assignment]
+            module = cast(PackingBackend, BACKENDS[backend].load())
             # The version first: a change while the weights are being read is noticed later.
-            version = _native.WeightsVersion(critic)
+            version = weights_version(critic)
             packings[key] = Packing(module.pack(critic, precision), version)
         return packings[key]
 
@@ -51,14 +44,3 @@ def forget(critic: nn.Module) -> None:
     with _lock:
         for packing in _packings.pop(critic, {}).values():
             packing.version.expire()
-
-
-def optimizer_steps() -> int:
-    """The steps of all optimisers, counted from the first call on; fused ones tell no tensor."""
-    global _counting
-    from dtag_fast import _native
-
-    if not _counting:
-        register_optimizer_step_post_hook(_native.count_optimizer_step)
-        _counting = True
-    return _native.optimizer_steps()

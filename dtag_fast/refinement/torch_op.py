@@ -20,7 +20,7 @@ from dtag_fast.refinement import cpu
 from dtag_fast.refinement.execution import Execution, Precision
 from dtag_fast.refinement.inputs import check_shapes
 from dtag_fast.refinement.options import RefineOptions
-from dtag_fast.refinement.packing import optimizer_steps
+from dtag_fast.refinement.weights_version import optimizer_steps
 
 if TYPE_CHECKING:
     from dtag_fast._native import PackedCritic

@@ -21,13 +21,14 @@ Padding = Literal["right", "left"]
 
 @dataclass(frozen=True)
 class Windows:
-    """B windows of K steps. Where `mask` is False the step is padding and every array is 0."""
+    """B windows of W = history + K steps. Where `mask` is False all arrays are 0: it is padding."""
 
-    observations: NDArray[np.float32]  # [B, K, S]
-    actions: NDArray[np.float32]  # [B, K, A]
-    returns_to_go: NDArray[np.float32]  # [B, K], raw reward units
-    timesteps: NDArray[np.int64]  # [B, K], position in the episode
-    mask: NDArray[np.bool_]  # [B, K], True for a real step
+    observations: NDArray[np.float32]  # [B, W, S]
+    actions: NDArray[np.float32]  # [B, W, A]
+    returns_to_go: NDArray[np.float32]  # [B, W], raw reward units
+    timesteps: NDArray[np.int64]  # [B, W], position in the episode
+    mask: NDArray[np.bool_]  # [B, W], True for a real step
+    drawn: NDArray[np.bool_]  # [B, W], True for one of the K steps that were drawn; not history
 
 
 class WindowSampler:
@@ -46,6 +47,8 @@ class WindowSampler:
         padding: the side on which a shorter window is filled up: "right" in Reinformer, "left" in
             Decision Transformer.
         seed: of the generator.
+        history: how many steps of the episode before the K drawn ones a window holds besides, as
+            far as there are as many. They change nothing of what is drawn.
     """
 
     def __init__(
@@ -56,9 +59,11 @@ class WindowSampler:
         sampling: Sampling,
         padding: Padding,
         seed: int,
+        history: int = 0,
     ) -> None:
-        if context_length < 1:
-            raise ValueError(f"context_length: expected at least 1, got {context_length}")
+        for name, value, least in (("context_length", context_length, 1), ("history", history, 0)):
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
         if sampling not in ("trajectory", "length"):
             raise ValueError(f"sampling: expected 'trajectory' or 'length', got {sampling!r}")
         if padding not in ("right", "left"):
@@ -67,24 +72,27 @@ class WindowSampler:
         self.context_length = context_length
         self.sampling = sampling
         self.padding = padding
+        self.history = history
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._returns_to_go = trajectories.returns_to_go()
         self._first = trajectories.offsets[:-1]
         self._lengths = trajectories.lengths()
-        self._window = np.arange(context_length)
+        self._window = np.arange(history + context_length)
 
     def sample(self, batch_size: int) -> Windows:
         """`batch_size` independent windows."""
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         episode, start = self._draw(batch_size)
-        real = np.minimum(self._lengths[episode] - start, self.context_length)
+        begin = np.maximum(start - self.history, 0)
+        real = np.minimum(self._lengths[episode], start + self.context_length) - begin
         # Position of each slot relative to the first real step; real steps are 0 .. real - 1.
-        slot = np.broadcast_to(self._window, (batch_size, self.context_length))
+        slot = np.broadcast_to(self._window, (batch_size, len(self._window)))
         if self.padding == "left":
-            slot = slot - (self.context_length - real)[:, None]
+            slot = slot - (len(self._window) - real)[:, None]
         mask = (slot >= 0) & (slot < real[:, None])
-        timesteps = np.where(mask, slot + start[:, None], 0)
+        drawn = mask & (slot >= (start - begin)[:, None])
+        timesteps = np.where(mask, slot + begin[:, None], 0)
         rows = timesteps + self._first[episode][:, None]
         data = self.trajectories
         observations = data.observations.take(rows, axis=0)
@@ -95,7 +103,7 @@ class WindowSampler:
             observations[padded] = 0.0
             actions[padded] = 0.0
             returns_to_go[padded] = 0.0
-        return Windows(observations, actions, returns_to_go, timesteps, mask)
+        return Windows(observations, actions, returns_to_go, timesteps, mask, drawn)
 
     def _draw(self, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Episodes [B] and, within them, the first steps [B] of the windows."""
@@ -127,6 +135,7 @@ class WindowSampler:
             "context_length": self.context_length,
             "sampling": self.sampling,
             "padding": self.padding,
+            "history": self.history,
             "episodes": self.trajectories.episodes,
             "steps": self.trajectories.steps,
         }

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 ModelKind = Literal["dt", "reinformer"]
 BlockNorm = Literal["pre", "post"]
 SequenceActivation = Literal["relu", "gelu"]
+AttentionSpan = Literal["full", "sliding"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,11 @@ class ModelConfig:
 
     context_length: int = 5
     """K, the number of environment steps the model sees; each is three tokens."""
+
+    attention: AttentionSpan = "full"
+    """full: every prediction is made anew from a window of the last K steps. sliding: a streaming
+    model; each block's attention sees the last K steps, whatever the length of the episode, so that
+    keys and values are kept while acting and a step costs three tokens instead of 3 K."""
 
     blocks: int = 4
     """Number of transformer blocks."""
@@ -66,6 +72,14 @@ class ModelConfig:
             )
         check_interval(self, "dropout", 0.0, 1.0, right_open=True)
         check_positive(self, "rtg_scale")
+
+    @property
+    def history(self) -> int:
+        """How many steps before a window of K have an influence on what is predicted in it.
+
+        None with full attention. With sliding attention every block looks K - 1 steps further back.
+        """
+        return self.blocks * (self.context_length - 1) if self.attention == "sliding" else 0
 
 
 def check_words(config: Any) -> None:

@@ -68,7 +68,10 @@ class Attention(nn.Module):
         self.projection = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, T, D] -> [B, T, D]; mask [B, 1, T, T] True where a row may look, None: causal."""
+        """x [B, T, D] -> [B, T, D]; mask [B or 1, 1, T, T], True where a row may look.
+
+        None is the causal mask.
+        """
         batch, length, width = x.shape
         query, key, value = (
             layer(x).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
@@ -195,8 +198,10 @@ class SequenceModel(nn.Module, ABC):
             mask: [B, K], True at real steps; None means that all are. Predictions at the others
                 are finite and mean nothing.
 
-        K may be anything up to max_timestep; training uses config.context_length. The range of
-        timesteps is checked on the CPU only, where it costs nothing; on a GPU the caller checks.
+        K may be anything up to max_timestep; training uses config.context_length, and with sliding
+        attention config.history steps more, real ones in front. Sliding attention sees, in each
+        block, config.context_length steps: its own and those before it. The range of timesteps is
+        checked on the CPU only, where it costs nothing; on a GPU the caller checks.
         """
 
     def unit_actions(self, actions: Tensor) -> Tensor:
@@ -241,7 +246,8 @@ class SequenceModel(nn.Module, ABC):
         batch, steps, width = tokens[0].shape
         x = torch.stack(tuple(tokens), dim=2).reshape(batch, TOKENS_PER_STEP * steps, width)
         x = self._drop_embedding(self.embed_norm(x))
-        visible = None if mask is None else _visible(mask)
+        span = self.config.context_length if self.config.attention == "sliding" else steps
+        visible = _visible(steps, span, mask, x.device)
         for block in self.blocks:
             x = block(x, visible)
         hidden: Tensor = self.final_norm(x).reshape(batch, steps, TOKENS_PER_STEP, width)
@@ -345,16 +351,26 @@ def build_model(
     )
 
 
-def _visible(mask: Tensor) -> Tensor:
-    """Which tokens each token may look at, [B, 1, 3K, 3K], from the real steps [B, K].
+def _visible(
+    steps: int, span: int, mask: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """Which tokens each token may look at, [B or 1, 1, 3K, 3K]; None is the causal mask.
 
-    Earlier tokens of real steps, and always itself: a row of a softmax with nothing in it is NaN.
+    Earlier tokens of the last `span` steps, its own among them, that are real by `mask` [B, K]; and
+    always itself: a row of a softmax with nothing in it is NaN.
     """
+    if mask is None and span >= steps:
+        return None
+    length = TOKENS_PER_STEP * steps
+    visible = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    if span < steps:
+        step = torch.arange(length, device=device) // TOKENS_PER_STEP
+        visible &= step.unsqueeze(1) - step < span
+    if mask is None:
+        return visible[None, None]
     real = mask.bool().repeat_interleave(TOKENS_PER_STEP, dim=1)  # [B, T]
-    length = real.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=mask.device)
-    return ((causal & real.unsqueeze(1)) | itself).unsqueeze(1)
+    itself = torch.eye(length, dtype=torch.bool, device=device)
+    return ((visible & real.unsqueeze(1)) | itself).unsqueeze(1)
 
 
 def _action_box(low: object, high: object, action_dim: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from dtag_fast.training.lamb import Lamb
 from dtag_fast.training.loop import Evaluate, Learner, TrainingResult, run
 from dtag_fast.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # fields of Windows, in their order
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # fields of Windows, in their order
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -91,7 +91,7 @@ def load_policy_model(
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of values [B, K] where the mask is True."""
+    """Mean of values [B, W] where the mask is True."""
     return torch.where(mask, values, 0.0).sum() / mask.sum()
 
 
@@ -158,6 +158,9 @@ class PolicyLearner(Learner):
             sampling=config.sampling,
             padding=config.padding,
             seed=config.seed,
+            # So that nothing is predicted in training that acting, which never cuts off the past of
+            # a streaming model, would predict from more.
+            history=config.model.history,
         )
         self.parameters = list(self.model.parameters())
         self.optimizer = _optimizer(config, self.parameters)
@@ -192,7 +195,7 @@ class PolicyLearner(Learner):
 
     def _batch(self) -> Batch:
         windows: Windows = self.sampler.sample(self.config.batch_size)
-        observations, actions, returns_to_go, timesteps, mask = (
+        observations, actions, returns_to_go, timesteps, mask, drawn = (
             torch.from_numpy(array).to(self.device, non_blocking=True)
             for array in (
                 windows.observations,
@@ -200,9 +203,10 @@ class PolicyLearner(Learner):
                 windows.returns_to_go,
                 windows.timesteps,
                 windows.mask,
+                windows.drawn,
             )
         )
-        return observations, actions, returns_to_go, timesteps, mask
+        return observations, actions, returns_to_go, timesteps, mask, drawn
 
     def _dt_losses(
         self,
@@ -211,11 +215,12 @@ class PolicyLearner(Learner):
         returns_to_go: Tensor,
         timesteps: Tensor,
         mask: Tensor,
+        drawn: Tensor,
     ) -> Tensor:
         with self._precision():
             output = self.model(observations, actions, returns_to_go, timesteps, mask)
         loss = action_mse(
-            self.model.unit_actions(output.actions), self.model.unit_actions(actions), mask
+            self.model.unit_actions(output.actions), self.model.unit_actions(actions), drawn
         )
         return loss.unsqueeze(0)
 
@@ -226,6 +231,7 @@ class PolicyLearner(Learner):
         returns_to_go: Tensor,
         timesteps: Tensor,
         mask: Tensor,
+        drawn: Tensor,
     ) -> Tensor:
         """Loss = return expectile loss + NLL - temperature * entropy (trainer.py)."""
         with self._precision():
@@ -233,7 +239,7 @@ class PolicyLearner(Learner):
         return_loss = return_expectile_loss(
             output.returns_to_go,
             returns_to_go,
-            mask,
+            drawn,
             self.config.expectile,
             self.config.model.rtg_scale,
         )
@@ -241,7 +247,7 @@ class PolicyLearner(Learner):
             self.model.unit_actions(output.actions),
             output.log_std,
             self.model.unit_actions(actions),
-            mask,
+            drawn,
         )
         entropy = normal_entropy(output.log_std)
         temperature = self.log_temperature.detach().exp()

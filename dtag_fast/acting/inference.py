@@ -30,6 +30,7 @@ from dtag_fast.models.decision_transformer import (
 
 if TYPE_CHECKING:
     from dtag_fast.acting.context import Context
+    from dtag_fast.acting.streaming import StreamingContext
 
 # Keys and values of each block, [B, heads, T, D / heads].
 Cache = list[tuple[Tensor, Tensor]]
@@ -37,6 +38,8 @@ Cache = list[tuple[Tensor, Tensor]]
 
 def predict_returns(model: Reinformer, context: Context) -> Tensor:
     """The returns-to-go [B], raw, that the model predicts for the current step."""
+    if model.config.attention == "sliding":
+        return _streaming(context).predict_returns()
     hidden = _reinformer_prefix(model, context)
     returns: Tensor = model.predict_return(hidden).squeeze(-1)
     return returns * model.config.rtg_scale
@@ -47,11 +50,25 @@ def predict_actions(model: SequenceModel, context: Context) -> Tensor:
 
     May be called again for another token; with Reinformer that costs one token of computation.
     """
+    if model.config.attention == "sliding":
+        return _streaming(context).predict_actions()
     if isinstance(model, Reinformer):
         hidden = _reinformer_action(model, context)
     else:
         hidden = _decision_transformer_action(model, context)
     return model.box_actions(torch.tanh(model.predict_action(hidden)))
+
+
+def _streaming(context: Context) -> StreamingContext:
+    """The context of a streaming model, which computes by itself what is new in a step."""
+    from dtag_fast.acting.streaming import StreamingContext
+
+    if not isinstance(context, StreamingContext):
+        raise TypeError(
+            f"context: expected a StreamingContext, as the model's attention is sliding, got "
+            f"{type(context).__name__}"
+        )
+    return context
 
 
 def _reinformer_prefix(model: Reinformer, context: Context) -> Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from dtag_fast.acting.context import Context
+from dtag_fast.acting.streaming import StreamingContext
 from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
 from dtag_fast.models.decision_transformer import SequenceModel
 from dtag_fast.refinement import RefineInfo, Refiner
@@ -209,14 +210,19 @@ class Policy:
         """Begin an episode in each of `num_envs` environments; whatever was before is forgotten."""
         if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
             raise ValueError(f"num_envs: expected an integer of at least 1, got {num_envs!r}")
-        self._context = Context(
+        self._context = self._new_context(num_envs)
+        self.last_info = self.last_timing = None
+
+    def _new_context(self, num_envs: int) -> Context:
+        if self.model.config.attention == "sliding":
+            return StreamingContext(self.model, num_envs)
+        return Context(
             num_envs,
             self.model.config.context_length,
             self.observation_dim,
             self.action_dim,
             self._low.device,
         )
-        self.last_info = self.last_timing = None
 
     def reset_rows(self, rows: NDArray[np.bool_] | NDArray[np.integer] | Sequence[int]) -> None:
         """Begin a new episode in some environments and go on in the others.

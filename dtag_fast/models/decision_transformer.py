@@ -351,9 +351,7 @@ def build_model(
     )
 
 
-def _visible(
-    steps: int, span: int, mask: Tensor | None, device: torch.device
-) -> Tensor | None:
+def _visible(steps: int, span: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
     """Which tokens each token may look at, [B or 1, 1, 3K, 3K]; None is the causal mask.
 
     Earlier tokens of the last `span` steps, its own among them, that are real by `mask` [B, K]; and

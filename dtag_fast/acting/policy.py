@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from dtag_fast.acting.streaming import StreamingContext
 from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
 from dtag_fast.models.decision_transformer import SequenceModel
 from dtag_fast.refinement import RefineInfo, Refiner
+
+if TYPE_CHECKING:
+    from dtag_fast.acting.export import ExportFormat
 
 Floats = NDArray[np.float32]
 ContextAction = Literal["refined", "raw"]
@@ -187,6 +190,33 @@ class Policy:
     def num_envs(self) -> int:
         """B, as set by `reset`."""
         return self._context.num_envs
+
+    def export(
+        self, path: str | Path, format: ExportFormat = "onnx", num_envs: int | None = None
+    ) -> None:
+        """Write the policy as one graph: normalisation, model, token prediction and refinement.
+
+        The graph is `action, next_state... = graph(observations, rewards, state...)`: `act` with
+        the state made explicit. All of the state is zeros at the beginning of an episode, its first
+        axis is that of the environments; an output next_NAME is the input NAME of the next step.
+        `rewards` [B] are those received since the step before, for `FixedTarget`; at an episode's
+        first step they are ignored. Nothing is checked: an observation that is not finite gives an
+        action that is not.
+
+        Args:
+            path: of the file, .onnx or .pt2 by custom.
+            format: "onnx" (extra `export`), in which inputs and outputs have names; or "torch", for
+                `torch.export.load`, in which they come in the order that ONNX has them in.
+            num_envs: B, fixed in the graph; that of the policy unless given.
+
+        Raises:
+            ValueError: with full attention, a token predictor other than `FixedTarget` and
+                `ReturnHead`; a folder that is not there.
+            ImportError: the extra is not installed.
+        """
+        from dtag_fast.acting.export import export_policy
+
+        export_policy(self, path, format, self.num_envs if num_envs is None else num_envs)
 
     def describe(self) -> dict[str, Any]:
         """How the policy acts, in JSON values, for logs and reports."""

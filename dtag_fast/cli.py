@@ -24,6 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train policy": ("dtag_fast.commands.train:TrainPolicy", "Decision Transformer or Reinformer"),
     "train critic": ("dtag_fast.commands.train:TrainCritic", "IQL critic"),
     "evaluate": ("dtag_fast.commands.evaluate:Evaluate", "act in the environment and score"),
+    "latency": (
+        "dtag_fast.commands.latency:Latency",
+        "act in a control loop, count missed deadlines",
+    ),
     "doctor": ("dtag_fast.commands.doctor:Doctor", "what runs on this machine, and why not"),
 }
 

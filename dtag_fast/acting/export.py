@@ -16,7 +16,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -205,13 +205,13 @@ class _Streaming:
         """The context's state, all zeros for a new one."""
         shape = (self.num_envs, context.slots)
         keys, values = (
-            torch.stack([each.unflatten(0, shape) for each in rings], dim=1)
+            torch.stack([each.view(*shape, -1) for each in rings], dim=1)
             for rings in (context._keys, context._values)
         )
         return {
             "kept_keys": keys,
             "kept_values": values,
-            "kept_tokens": context._tokens.unflatten(0, shape) + 1,
+            "kept_tokens": context._tokens.view(shape) + 1,
             "past_token": context.token,
             "past_action": context.actions[:, 0],
             "steps": context._now + 1,
@@ -228,6 +228,7 @@ def _program(step: _Step) -> torch.export.ExportedProgram:
     from torch._decomp import core_aten_decompositions
 
     examples = step.examples()
+    table: Any = core_aten_decompositions()
 
     def call(*arguments: Tensor) -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = step(*arguments)
@@ -236,8 +237,10 @@ def _program(step: _Step) -> torch.export.ExportedProgram:
     with torch.no_grad(), _quiet():
         # Attention as products and a softmax, which every runtime has.
         with sdpa_kernel(SDPBackend.MATH):
-            traced = make_fx(call, decomposition_table=core_aten_decompositions())(*examples)
-        return torch.export.export(traced, examples).run_decompositions()
+            traced = make_fx(call, decomposition_table=table)(*examples)
+        exported = torch.export.export(traced, examples)
+        program: torch.export.ExportedProgram = exported.run_decompositions()
+        return program
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ class Evaluate:
         console = Console()
         # All are loaded before the first one acts: a wrong path is told at once.
         variants = [
-            (checkpoint, refined, self._load(checkpoint, refined))
+            (checkpoint, refined, self.load(checkpoint, refined))
             for checkpoint in self._checkpoints()
             for refined in self._variants()
         ]
@@ -202,7 +202,7 @@ class Evaluate:
             progress=True,
         )
 
-    def _load(
+    def load(
         self, checkpoint: Literal["last", "best"], refined: bool
     ) -> tuple[Policy, str, DatasetInfo]:
         """The policy, the environment to act in, and what is known of the policy's dataset."""

@@ -67,6 +67,34 @@ def test_a_window_is_consecutive_steps_of_one_episode_then_zeros(
             assert real == min(length - timesteps[rows[0]], context_length)
 
 
+@pytest.mark.parametrize("sampling", ["trajectory", "length"])
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_history_adds_what_came_before_and_changes_nothing_of_what_is_drawn(
+    sampling: Sampling, padding: Padding
+) -> None:
+    data = numbered([2, 6, 30])
+    settings_ = {"sampling": sampling, "padding": padding, "seed": 3}
+    plain = WindowSampler(data, 4, **settings_).sample(200)  # type: ignore[arg-type]
+    longer = WindowSampler(data, 4, **settings_, history=7).sample(200)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(plain.drawn, plain.mask)
+    assert longer.observations.shape == (200, 11, 1)
+    cut = 0
+    for i in range(200):
+        drawn, mask = longer.drawn[i], longer.mask[i]
+        for name in ("observations", "actions", "returns_to_go", "timesteps"):
+            ours, theirs = getattr(longer, name)[i], getattr(plain, name)[i]
+            np.testing.assert_array_equal(ours[drawn], theirs[plain.mask[i]])
+            assert not ours[~mask].any()
+        timesteps = longer.timesteps[i, mask]
+        begin = max(0, plain.timesteps[i, plain.mask[i]][0] - 7)
+        np.testing.assert_array_equal(timesteps, np.arange(begin, begin + len(timesteps)))
+        rows = longer.observations[i, mask, 0]
+        np.testing.assert_array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
+        assert mask[0 if padding == "right" else -1]
+        cut += begin > 0
+    assert 20 < cut < 180, "windows that begin within an episode, and windows that begin with it"
+
+
 def test_trajectory_sampling_is_uniform_over_episodes_and_over_full_starts() -> None:
     sampler = WindowSampler(numbered([2, 6, 30]), 4, sampling="trajectory", padding="right", seed=0)
     starts = sampler.sample(30_000).observations[:, 0, 0].astype(int)

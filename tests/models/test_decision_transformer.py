@@ -323,3 +323,50 @@ def test_bad_arguments_are_named() -> None:
         build_model(DT, 5, 3, action_high=math.inf)
     with pytest.raises(ValueError, match=r"action_low: expected less than"):
         build_model(DT, 5, 3, action_low=1.0)
+
+
+# --- sliding attention ---
+
+
+@KINDS
+@pytest.mark.parametrize("context_length", [1, 2, 3])
+def test_sliding_attention_looks_back_so_many_steps_a_block(
+    config: ModelConfig, context_length: int
+) -> None:
+    """A prediction depends on its own step and on exactly `history` steps before it."""
+    config = dataclasses.replace(config, attention="sliding", context_length=context_length)
+    assert config.history == 2 * (context_length - 1)
+    model = make_model(config)
+    windows = make_windows(1, 9)
+    output = model(**windows).actions[0, -1]
+    reached = []
+    for step in range(9):
+        changed = {name: tensor.clone() for name, tensor in windows.items()}
+        changed["observations"][0, step] += 1.0
+        reached.append(bool((model(**changed).actions[0, -1] != output).any()))
+    assert reached == [step >= 8 - config.history for step in range(9)]
+
+
+@KINDS
+def test_sliding_attention_is_full_attention_within_a_window(config: ModelConfig) -> None:
+    windows = make_windows(steps=config.context_length)
+    full, sliding = (
+        make_model(dataclasses.replace(config, attention=each)) for each in ("full", "sliding")
+    )
+    torch.testing.assert_close(full(**windows).actions, sliding(**windows).actions)
+
+
+def test_sliding_attention_does_not_see_padding() -> None:
+    model = make_model(dataclasses.replace(DT, attention="sliding", context_length=2))
+    windows = make_windows(2, 7)
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[0, :3] = False
+    output = model(**windows, mask=mask).actions
+    alone = {name: tensor[:1, 3:] for name, tensor in windows.items()}
+    torch.testing.assert_close(output[:1, 3:], model(**alone).actions, rtol=2e-5, atol=2e-5)
+
+
+def test_full_attention_has_no_history() -> None:
+    assert DT.history == REINFORMER.history == 0
+    with pytest.raises(ValueError, match="attention: expected one of full, sliding, got 'local'"):
+        dataclasses.replace(DT, attention="local")  # type: ignore[arg-type]

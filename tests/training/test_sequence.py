@@ -193,3 +193,63 @@ def test_compiled_losses_are_one_graph_and_the_same(
         learner = PolicyLearner(toy_data, config, torch.device("cpu"))
         losses[compiled] = torch.stack([learner.update(step) for step in range(1, 4)])
     torch.testing.assert_close(losses[True], losses[False])
+
+
+# --- streaming models ---
+
+
+@pytest.mark.parametrize("kind", ["dt", "reinformer"])
+def test_a_streaming_model_is_trained_on_what_acting_computes(
+    toy_data: Trajectories, kind: Any
+) -> None:
+    """Each prediction that the loss counts equals that of a pass over the whole episode."""
+    config = small_config(kind, batch_size=40)
+    model_config = dataclasses.replace(
+        config.model, attention="sliding", blocks=2, context_length=3
+    )
+    learner = PolicyLearner(
+        toy_data, dataclasses.replace(config, model=model_config), torch.device("cpu")
+    )
+    observations, actions, returns_to_go, timesteps, mask, drawn = learner._batch()
+    assert observations.shape[1] == 2 * (3 - 1) + 3
+    model = learner.model.eval()
+    with torch.no_grad():
+        output = model(observations, actions, returns_to_go, timesteps, mask).actions
+        truncated = 0
+        for row in range(40):
+            (last,) = observations[row, mask[row]][-1:].numpy()
+            (step,) = np.flatnonzero((toy_data.observations == last).all(axis=1))
+            first = step - int(timesteps[row].max())  # of the episode
+            whole = model(
+                torch.from_numpy(toy_data.observations[first : step + 1])[None],
+                torch.from_numpy(toy_data.actions[first : step + 1])[None],
+                torch.from_numpy(toy_data.returns_to_go()[first : step + 1])[None],
+                torch.arange(step + 1 - first)[None],
+            ).actions[0]
+            counted = timesteps[row, drawn[row]]
+            torch.testing.assert_close(
+                output[row, drawn[row]], whole[counted], rtol=2e-5, atol=2e-5
+            )
+            truncated += int(timesteps[row, mask[row]][0]) > 0
+    assert truncated > 3, "windows that begin within an episode"
+
+
+@pytest.mark.parametrize("kind", ["dt", "reinformer"])
+def test_a_streaming_model_resumes_bit_for_bit_and_loads(
+    toy_data: Trajectories, tmp_path: Path, kind: Any
+) -> None:
+    config = small_config(kind, steps=12, checkpoint_every=6)
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, attention="sliding", dropout=0.1)
+    )
+    train_policy(toy_data, config, tmp_path / "whole")
+    train_policy(toy_data, dataclasses.replace(config, steps=6), tmp_path / "parts")
+    train_policy(toy_data, config, tmp_path / "parts", resume=True)
+    models = [load_policy_model(tmp_path / name)[0] for name in ("whole", "parts")]
+    assert models[0].config == config.model
+    for whole, parts in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(whole, parts)
+    full = dataclasses.replace(config.model, attention="full")
+    changed = dataclasses.replace(config, model=full)
+    with pytest.raises(ValueError, match="attention"):
+        train_policy(toy_data, changed, tmp_path / "parts", resume=True)

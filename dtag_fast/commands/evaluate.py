@@ -46,7 +46,7 @@ class Refinement:
     context_action: Literal["refined", "raw"] = "refined"
     """Which action the model sees later."""
 
-    backend: Literal["auto", "cpu", "reference"] = "auto"
+    backend: Literal["auto", "cpu", "cuda", "triton", "graph", "reference"] = "auto"
     """Implementation of refinement."""
 
     algorithm: Literal["auto", "walk", "dense"] = "auto"

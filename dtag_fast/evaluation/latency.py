@@ -166,7 +166,8 @@ def measure_latency(
     rows = np.zeros((warm_up + steps, 5))
     episodes = 0
     try:
-        over, reward, observation = True, 0.0, None
+        observation: Any = None
+        over, reward = True, 0.0
         due = clock()
         for row in rows:
             if over:
@@ -189,7 +190,10 @@ def measure_latency(
     finally:
         if made is not env:
             made.close()
-    return Latency(*(1e6 * rows[warm_up:]).T, 1e6 * period, describe(made), episodes)
+    act, response, model, refinement, env_step = 1e6 * rows[warm_up:].T
+    return Latency(
+        act, response, model, refinement, env_step, 1e6 * period, describe(made), episodes
+    )
 
 
 def _wait(until: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from dtag_fast import build_info
@@ -95,6 +96,12 @@ BACKENDS: dict[str, BackendEntry] = {
         fast=True,
         auto_on=("cpu",),
     ),
+    "graph": BackendEntry(
+        "dtag_fast.refinement.graph",
+        limits="any module that torch can record, on the CPU or CUDA; needs a C++ compiler; "
+        "compiles at the first call",
+        auto_on=("cuda",),
+    ),
     "reference": BackendEntry(
         "dtag_fast.refinement.reference", limits="none: any module, any device"
     ),
@@ -124,9 +131,9 @@ def choose_backend(
         if unusable is not None:
             raise RuntimeError(unusable)
         reasons = []
-        device = device_of(critic)
+        device = device_of(critic) or torch.device("cpu")
         for candidate, entry in BACKENDS.items():
-            if entry.auto_on and device is not None and device.type not in entry.auto_on:
+            if entry.auto_on and device.type not in entry.auto_on:
                 continue
             reason = reason_against(candidate, critic, options, execution)
             if reason is None:

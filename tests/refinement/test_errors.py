@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import dtag_fast
 from dtag_fast import Critic, Refiner, refine
+from dtag_fast.refinement import BACKENDS
 
 CRITIC = Critic(4, 2, hidden=(8,))
 OBSERVATIONS, ACTIONS = torch.zeros(3, 4), torch.zeros(3, 2)
@@ -44,7 +45,7 @@ OBSERVATIONS, ACTIONS = torch.zeros(3, 4), torch.zeros(3, 2)
         (
             {"backend": "tpu"},
             ValueError,
-            "backend: expected one of auto, cpu, reference, got 'tpu'",
+            f"backend: expected one of auto, {', '.join(BACKENDS)}, got 'tpu'",
         ),
     ],
 )

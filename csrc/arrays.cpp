@@ -69,7 +69,7 @@ py::object call(PyObject* method, PyObject* self) {
 
 // The number, or `otherwise` and no exception where it is none.
 int64_t number(const py::object& object, int64_t otherwise) {
-  const int64_t value = object ? PyLong_AsLongLong(object.ptr()) : -1;
+  const Py_ssize_t value = object ? PyLong_AsSsize_t(object.ptr()) : -1;
   if (value != -1 || PyErr_Occurred() == nullptr) return value;
   PyErr_Clear();
   return otherwise;

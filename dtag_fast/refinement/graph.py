@@ -112,8 +112,7 @@ def run(
         weights = form.weights(critic)
         sizes = Sizes(bucket(batch), observations.shape[1], starts, action_dim)
         loop = Loop(form, options, sizes, actions.device)
-        call = _captured(critic, loop, weights) if actions.device.type == "cuda" else loop
-        refined = call(weights, observations, actions)
+        refined = _loop_of(critic, loop, weights)(weights, observations, actions)
     q, q_initial, distance = refined.floats
     best_step, start = refined.indices
     return refined.actions, RefineInfo(
@@ -277,7 +276,10 @@ class Loop:
 def _numbers_on(device: torch.device, options: RefineOptions, action_dim: int) -> list[Numbers]:
     """The numbers of each step as tensors, so that one compiled step takes any."""
     steps = numbers(options, action_dim)
-    shared = [torch.as_tensor(value).to(device, torch.float32) for value in steps[0][:4]]
+    shared = [
+        torch.as_tensor(value, dtype=torch.float32).contiguous().to(device)
+        for value in steps[0][:4]
+    ]
     candidates = torch.tensor([each.candidate for each in steps], dtype=torch.int64).to(device)
     rates = torch.tensor([(each.rate, each.correction) for each in steps], dtype=torch.float32)
     columns = candidates.unbind(), *rates.to(device).unbind(1)
@@ -393,6 +395,13 @@ class Captured:
             refined = Refined(*(tensor.clone() for tensor in self._refined.first(batch)))
             self._done.record(stream)
         return refined
+
+
+def _loop_of(
+    critic: nn.Module, loop: Loop, weights: list[Tensor]
+) -> Callable[[list[Tensor], Tensor, Tensor], Refined]:
+    """What runs the loop on its device."""
+    return _captured(critic, loop, weights) if loop.device.type == "cuda" else loop
 
 
 _graphs: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Captured]]

@@ -1,0 +1,481 @@
+"""The graph backend: compiled, of modules that are no `Critic`, and its CUDA graphs.
+
+test_contract.py and its like have its mathematics, uncompiled.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dtag_fast
+from dtag_fast import Normalizer, Refiner, refine
+from dtag_fast.refinement import graph
+from dtag_fast.refinement.loop import Refined
+from dtag_fast.refinement.parity import measure_parity, random_batch, random_critic
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
+
+needs_compiler = pytest.mark.skipif(
+    graph.unavailable_reason() is not None, reason=str(graph.unavailable_reason())
+)
+
+
+class Attention(nn.Module):
+    """Twin heads on attention over observation and action, with LayerNorm."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_dim, self.action_dim = 5, 3
+        self.register_buffer("scale", torch.tensor(2.0))
+        self.embeddings = nn.ModuleList([nn.Linear(5, 16), nn.Linear(3, 16)])
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.norm = nn.LayerNorm(16)
+        self.dropout = nn.Dropout(0.5)
+        self.heads = nn.Linear(16, 2)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        pairs = zip(self.embeddings, (observations, actions), strict=True)
+        x = torch.stack([embed(part) for embed, part in pairs], dim=1)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        q: Tensor = self.heads(self.dropout(self.norm(x).mean(dim=1)))
+        return self.scale * q.T
+
+
+def attention() -> Attention:
+    torch.manual_seed(0)
+    return Attention().eval()
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps are recorded, but what was recorded runs as it is; how many rows each time."""
+    calls: list[int] = []
+
+    def recorded(step: Callable[..., Any], like: list[Tensor]) -> Any:
+        calls.append(len(like[-8]))
+        return graph.recorded(step, like)
+
+    monkeypatch.setattr(graph, "compiled", recorded)
+    monkeypatch.setattr(graph, "_steps", OrderedDict())
+    return calls
+
+
+def assert_equals_reference(
+    critic: nn.Module, batch: tuple[Tensor, Tensor], **options: Any
+) -> None:
+    expected, info = dtag_fast.reference.refine(critic, *batch, return_info=True, **options)
+    result, ours = refine(critic, *batch, backend="graph", return_info=True, **options)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+    for name in ("q", "q_initial", "distance"):
+        torch.testing.assert_close(getattr(ours, name), getattr(info, name), atol=1e-5, rtol=1e-5)
+    assert torch.equal(ours.start, info.start)
+    assert torch.equal(ours.dense_steps, info.dense_steps)
+
+
+# Compiled. Few kinds of steps, because each takes seconds.
+
+
+@needs_compiler
+def test_compiled_it_equals_the_reference() -> None:
+    critic = random_critic(normalizer=Normalizer(torch.ones(5), torch.full((5,), 0.5)))
+    for batch in (17, 32):
+        parity = measure_parity(critic, *random_batch(critic, batch), backend="graph")
+        assert parity.holds, parity
+    compiled = len(graph._steps)
+
+    # The same compiled step serves other numbers, other weights and another critic.
+    other = random_critic(5)
+    options: dict[str, Any] = {"steps": 3, "step_size": 0.2, "bounds": ([-0.5] * 3, [0.9] * 3)}
+    assert_equals_reference(other, random_batch(other, 30), **options)
+    assert_equals_reference(other, random_batch(other, 30), **options, select="last")
+    with torch.no_grad():
+        other.weights[1].mul_(-1.5)
+    assert_equals_reference(other, random_batch(other, 30), **options)
+    other.biases[0] = nn.Parameter(other.biases[0].detach() + 0.5)
+    other.weights[0].data = other.weights[0].detach().transpose(1, 2).contiguous().transpose(1, 2)
+    assert_equals_reference(other, random_batch(other, 30), **options)
+    # Weights made in inference mode, which autograd would not take.
+    batch = random_batch(other, 20)
+    with torch.inference_mode():
+        result = refine(random_critic(6), *batch, backend="graph", **options)
+    expected = dtag_fast.reference.refine(random_critic(6), *batch, **options)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+    assert len(graph._steps) == compiled
+
+    # Rows do not see their padding, nor each other.
+    observations, actions = random_batch(critic, 32)
+    refiner = Refiner(critic, backend="graph", step_size=0.5)
+    whole = refiner(observations, actions)
+    assert torch.equal(refiner(observations[:19], actions[:19]), whole[:19])
+    observations[3, 1], actions[20, 2] = float("nan"), float("inf")
+    good = torch.ones(32, dtype=torch.bool)
+    good[[3, 20]] = False
+    assert torch.equal(refiner(observations, actions)[good], whole[good])
+
+    # Candidates that are equal have equal Q: the earliest wins.
+    with torch.no_grad():
+        critic.weights[-1].zero_()
+    _, info = refine(critic, *random_batch(critic, 32), backend="graph", return_info=True)
+    assert not info.best_step.any()
+
+
+@needs_compiler
+def test_compiled_with_everything() -> None:
+    critic = random_critic(heads=3, activation="mish", layer_norm=True)
+    parity = measure_parity(
+        critic,
+        *random_batch(critic, 3, 2),
+        backend="graph",
+        optimizer="adam",
+        ensemble="lcb",
+        gradient="unit",
+        max_distance=0.2,
+        bounds=None,
+    )
+    assert parity.holds, parity
+
+
+@needs_compiler
+def test_compiled_with_autograd_in_the_graph() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.SiLU())
+            self.last = nn.Linear(16, 2)
+
+        def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+            q: Tensor = self.last(self.layers(torch.cat([observations, actions], dim=1)))
+            return q.T
+
+    critic = Normed()
+    batch = random_batch(random_critic(), 4)
+    parity = measure_parity(critic, *batch, backend="graph")
+    assert parity.holds, parity
+    with torch.no_grad():
+        critic.last.weight.mul_(-2)
+    assert_equals_reference(critic, batch, step_size=0.2)
+
+
+# Modules whose operations are recorded
+
+
+@pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
+def test_autograd_equals_the_reference(record: list[int], optimizer: str, ensemble: str) -> None:
+    batch = random_batch(random_critic(), 6, 2)
+    assert_equals_reference(
+        attention(), batch, optimizer=optimizer, ensemble=ensemble, max_distance=0.5
+    )
+    assert record == [16]  # 8 rows of 2 starting points
+
+
+def test_a_module_without_parameters_and_with_one_head(record: list[int]) -> None:
+    class Bilinear(nn.Module):
+        def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+            return observations.sum(dim=1) * (1 - actions.square().sum(dim=1))
+
+    assert_equals_reference(Bilinear(), random_batch(random_critic(), 3))
+    _, info = refine(
+        Bilinear(), *random_batch(random_critic(), 3), backend="graph", return_info=True
+    )
+    assert info.algorithm == "autograd"
+
+
+def test_changes_of_a_module_are_noticed(record: list[int]) -> None:
+    critic = attention()
+    batch = random_batch(random_critic(), 4)
+    refiner = Refiner(critic, backend="graph", step_size=0.3)
+
+    def check(records: int) -> None:
+        expected = dtag_fast.reference.refine(critic, *batch, step_size=0.3)
+        torch.testing.assert_close(refiner(*batch), expected, atol=1e-5, rtol=0)
+        assert not torch.equal(expected, previous[-1])
+        previous.append(expected)
+        assert len(record) == records
+
+    previous = [batch[1]]
+    check(1)
+    with torch.no_grad():
+        critic.heads.weight.mul_(-1)
+    check(1)
+    critic.scale = torch.tensor(3.0)
+    critic.heads.bias = nn.Parameter(critic.heads.bias.detach() + 1)
+    critic.norm.weight = nn.Parameter(torch.full((16,), 2.0))
+    check(1)
+    critic.norm = nn.LayerNorm(16, eps=0.5)
+    check(2)
+    critic.embeddings[1] = nn.Linear(3, 16, bias=False)
+    check(3)
+    critic.train()
+    refiner(*batch)  # with dropout
+    assert len(record) == 4
+    critic.eval()
+    refiner(*batch)
+    assert len(record) == 5
+
+
+def test_what_is_recorded_does_not_keep_the_module_alive(record: list[int]) -> None:
+    critic = attention()
+    refine(critic, *random_batch(random_critic(), 2), backend="graph")
+    alive = weakref.ref(critic)
+    del critic
+    gc.collect()
+    assert alive() is None
+
+
+def test_steps_are_shared_by_bucket_and_bounded(
+    record: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "MOST_STEPS", 2)
+    critic = random_critic()
+    for batch in (0, 1, 3, 4, 5, 8, 4, 0):
+        assert_equals_reference(critic, random_batch(critic, batch))
+        assert len(graph._steps) <= 2
+    assert record == [1, 4, 8, 1]
+
+
+def test_threads_record_once(record: list[int]) -> None:
+    critic = random_critic()
+    batch = random_batch(critic, 4)
+    refiner = Refiner(critic, backend="graph")
+    results: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: results.append(refiner(*batch))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert record == [4]
+    assert len(results) == 4
+    assert all(torch.equal(result, refiner(*batch)) for result in results)
+
+
+# What it does not take
+
+
+def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    reason = graph.unavailable_reason.__wrapped__()
+    assert reason == (
+        "torch.compile needs a C++ compiler, and there is no no-such-compiler (or what CXX names)"
+    )
+    monkeypatch.setattr(graph, "unavailable_reason", lambda: reason)
+    with pytest.raises(RuntimeError, match=r"'graph' cannot be used here: .* no-such-compiler"):
+        Refiner(random_critic(), backend="graph")
+
+
+@pytest.mark.parametrize(
+    ("critic", "words", "reason"),
+    [
+        (random_critic(), {"algorithm": "walk"}, "its algorithm for this critic is dense, got 'wa"),
+        (attention(), {"algorithm": "dense"}, "its algorithm for this critic is autograd, got 'de"),
+        (random_critic(), {"precision": "bf16"}, "it computes in float32, got precision='bf16'"),
+        (random_critic(), {"threads": 2}, r"torch.set_num_threads\), got threads=2"),
+        (random_critic().to("meta"), {}, "it takes critics on the CPU or on CUDA, got meta"),
+        (nn.BatchNorm1d(3), {}, "BatchNorm1d in training mode mixes rows"),
+    ],
+)
+def test_it_refuses_what_it_cannot_do(
+    critic: nn.Module, words: dict[str, Any], reason: str
+) -> None:
+    if graph.unavailable_reason() is None:
+        with pytest.raises(RuntimeError, match=f"'graph' cannot be used here: .*{reason}"):
+            Refiner(critic, backend="graph", **words)
+    assert Refiner(random_critic(), backend="graph", algorithm="dense").backend == "graph"
+
+
+def test_a_critic_that_cannot_be_recorded(record: list[int]) -> None:
+    class Branches(nn.Module):
+        def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+            return actions.sum(dim=1) if actions.sum() > 0 else observations.sum(dim=1)
+
+    class Wrong(nn.Module):
+        def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+            return actions
+
+    batch = random_batch(random_critic(), 4)
+    with pytest.raises(RuntimeError, match="torch cannot record the critic's operations: Guard"):
+        refine(Branches(), *batch, backend="graph")
+    with pytest.raises(ValueError, match=r"critic: expected Q of shape \[E, 4\] or \[4\] for 4"):
+        refine(Wrong(), *batch, backend="graph")
+
+
+def test_on_the_cpu_auto_does_not_compile() -> None:
+    assert Refiner(attention()).backend == "reference"
+
+
+# CUDA graphs: what is around them, with a stand-in for capturing; then the real ones
+
+
+class Stream:
+    def wait_event(self, event: object) -> None: ...
+
+
+class Event:
+    def record(self, stream: object) -> None: ...
+
+
+@pytest.fixture
+def captures(record: list[int], monkeypatch: pytest.MonkeyPatch) -> list[Refined]:
+    """Graphs are captured on the CPU: what they do is done again, into the same places."""
+    found: list[Refined] = []
+
+    def capture(
+        function: Callable[[], Refined], device: torch.device
+    ) -> tuple[Callable[[], None], Refined]:
+        places = function()
+        found.append(places)
+
+        def replay() -> None:
+            for place, value in zip(places, function(), strict=True):
+                place.copy_(value)
+
+        return replay, places
+
+    monkeypatch.setattr(graph, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(graph, "_loop_of", graph._captured)
+    return found
+
+
+def test_calls_share_a_captured_graph(captures: list[Refined]) -> None:
+    critic = random_critic()
+    observations, actions = random_batch(critic, 8)
+    refiner = Refiner(critic, backend="graph", step_size=0.5)
+    whole = refiner(observations, actions)
+    assert torch.equal(refiner(observations[:5], actions[:5]), whole[:5])
+    later = refiner(-observations, actions)
+    assert not torch.equal(later, whole)
+    assert torch.equal(refiner(observations, actions), whole)  # results are not overwritten
+    assert_equals_reference(critic, (observations, actions), step_size=0.5)
+    assert len(captures) == 1
+    refine(critic, observations, actions, backend="graph", step_size=0.25)
+    assert len(captures) == 2
+    refine(random_critic(), observations, actions, backend="graph", step_size=0.5)
+    assert len(captures) == 3
+
+
+def test_a_graph_reads_weights_where_they_lie(captures: list[Refined]) -> None:
+    critic = random_critic()
+    batch = random_batch(critic, 8)
+    for change, count in (
+        (lambda: None, 1),
+        (lambda: critic.weights[0].mul_(-1), 1),
+        (lambda: critic.load_state_dict(random_critic(3).state_dict()), 1),
+        (lambda: critic.weights[0].data.mul_(0.5), 1),
+        (lambda: setattr(critic.weights[0], "data", critic.weights[0].data * 2), 2),
+        (lambda: setattr(critic.normalizer, "std", critic.normalizer.std * 2), 3),
+    ):
+        with torch.no_grad():
+            change()
+        assert_equals_reference(critic, batch, step_size=0.5)
+        assert len(captures) == count
+
+
+def test_graphs_are_bounded_and_die_with_their_critic(
+    captures: list[Refined], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "MOST_CAPTURED", 2)
+    critic = random_critic()
+    for batch in (1, 2, 4, 1, 1):
+        assert_equals_reference(critic, random_batch(critic, batch))
+        assert len(graph._graphs[critic]) <= 2
+    assert len(captures) == 4
+    (first, *_) = graph._graphs[critic].values()
+    held, alive = weakref.ref(first), weakref.ref(critic)
+    del critic, first
+    gc.collect()
+    assert alive() is None
+    assert held() is None
+
+
+def test_inside_a_callers_capture_the_loop_is_part_of_it(
+    captures: list[Refined], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    critic = random_critic()
+    assert_equals_reference(critic, random_batch(critic, 3))
+    assert not captures
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@needs_compiler
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_on_a_gpu(batch: int) -> None:
+    for critic in (random_critic().cuda(), attention().cuda()):
+        observations, actions = (t.cuda() for t in random_batch(random_critic(), batch))
+        parity = measure_parity(critic, observations, actions, backend="graph", step_size=0.1)
+        assert parity.holds, parity
+        assert Refiner(critic).backend in ("cuda", "triton", "graph")
+        assert_equals_reference(critic, (observations, actions))
+        with torch.no_grad():
+            for parameter in critic.parameters():
+                parameter.mul_(1.1)
+        graphs = len(graph._graphs[critic])
+        assert_equals_reference(critic, (observations, actions))
+        assert len(graph._graphs[critic]) == graphs
+
+
+@pytest.mark.gpu
+@needs_gpu
+@needs_compiler
+def test_on_a_gpu_nothing_waits_for_it() -> None:
+    critic = random_critic().cuda()
+    batch = tuple(t.cuda() for t in random_batch(critic.cpu(), 4))
+    critic.cuda()
+    refiner = Refiner(critic, backend="graph")
+    expected = refiner(*batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = refiner(*batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@needs_compiler
+def test_on_a_gpu_streams_take_turns_and_callers_capture() -> None:
+    critic = random_critic(hidden=(64, 64)).cuda()
+    observations, actions = (t.cuda() for t in random_batch(random_critic(), 64))
+    refiner = Refiner(critic, backend="graph", step_size=0.5)
+    expected = refiner(observations, actions)
+    results: dict[int, Tensor] = {}
+
+    def work(i: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            for _ in range(20):
+                results[i] = refiner(observations.roll(i, 0), actions.roll(i, 0)).roll(-i, 0)
+
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.cuda.synchronize()
+    for result in results.values():
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+
+    outer = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(outer):
+        inside = refiner(observations, actions * 0.5)
+    outer.replay()
+    torch.testing.assert_close(inside, refiner(observations, actions * 0.5), atol=1e-5, rtol=0)

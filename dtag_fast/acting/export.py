@@ -10,13 +10,8 @@ its gradients written out: the graph is what autograd did in one call, n steps o
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,46 +22,27 @@ from dtag_fast.acting.streaming import StreamingContext
 from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
 from dtag_fast.models.decision_transformer import Reinformer, SequenceModel
 from dtag_fast.refinement import reference
+from dtag_fast.refinement.export import ExportFormat, quiet, require_onnx, save
+from dtag_fast.refinement.options import check_word
 
 if TYPE_CHECKING:
     from dtag_fast.acting.policy import Policy
 
-ExportFormat = Literal["onnx", "torch"]
 State = dict[str, Tensor]
 
 
 def export_policy(policy: Policy, path: str | Path, format: ExportFormat, num_envs: int) -> None:
     """See `Policy.export`."""
-    if format not in get_args(ExportFormat):
-        raise ValueError(f"format: expected onnx or torch, got {format!r}")
+    check_word("format", format, ExportFormat)
     if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
         raise ValueError(f"num_envs: expected an integer of at least 1, got {num_envs!r}")
-    if format == "onnx":
-        for package in ("onnx", "onnxscript"):
-            if importlib.util.find_spec(package) is None:
-                raise ImportError(
-                    f"format: 'onnx' needs the package {package}; pip install 'dtag-fast[export]'"
-                )
+    require_onnx(format)
     target = Path(path)
     if not target.parent.is_dir():
         raise ValueError(f"path: {target.parent} is no folder")
     step = _Step(policy, num_envs)
-    names = ["observations", "rewards", *step.state]
-    program = _program(step)
-    with _quiet():
-        if format == "torch":
-            torch.export.save(program, target)
-            return
-        torch.onnx.export(
-            program,
-            (),
-            target,
-            input_names=names,
-            output_names=["action", *(f"next_{name}" for name in step.state)],
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+    outputs = ["action", *(f"next_{name}" for name in step.state)]
+    save(_program(step), target, format, ["observations", "rewards", *step.state], outputs)
 
 
 class _Step(nn.Module):
@@ -234,23 +210,10 @@ def _program(step: _Step) -> torch.export.ExportedProgram:
         result: tuple[Tensor, ...] = step(*arguments)
         return result
 
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         # Attention as products and a softmax, which every runtime has.
         with sdpa_kernel(SDPBackend.MATH):
             traced = make_fx(call, decomposition_table=table)(*examples)
         exported = torch.export.export(traced, examples)
         program: torch.export.ExportedProgram = exported.run_decompositions()
         return program
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's and onnxscript's own code has to say about itself."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

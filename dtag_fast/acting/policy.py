@@ -21,7 +21,7 @@ from dtag_fast.models.decision_transformer import SequenceModel
 from dtag_fast.refinement import RefineInfo, Refiner
 
 if TYPE_CHECKING:
-    from dtag_fast.acting.export import ExportFormat
+    from dtag_fast.refinement.export import ExportFormat
 
 Floats = NDArray[np.float32]
 ContextAction = Literal["refined", "raw"]

@@ -59,7 +59,7 @@ class State(NamedTuple):
     @classmethod
     def start(cls, initial: Tensor) -> State:
         """At candidate 0, `initial` [R, A]."""
-        rows, device = len(initial), initial.device
+        rows, device = initial.shape[0], initial.device
         zeros = torch.zeros(rows, dtype=torch.int64, device=device)
         moments = torch.zeros_like(initial)
         return cls(

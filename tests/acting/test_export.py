@@ -167,7 +167,7 @@ def test_the_example(make_model: ModelFactory, critic: Critic, tmp_path: Path) -
 
 def test_what_cannot_be_exported_is_told(make_model: ModelFactory, tmp_path: Path) -> None:
     policy = make_policy(make_model, "dt", None)
-    with pytest.raises(ValueError, match="format: expected onnx or torch, got 'tflite'"):
+    with pytest.raises(ValueError, match="format: expected one of onnx, torch, got 'tflite'"):
         policy.export(tmp_path / "policy", "tflite")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_envs: expected an integer of at least 1, got 0"):
         policy.export(tmp_path / "policy", "torch", num_envs=0)

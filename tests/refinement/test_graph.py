@@ -106,10 +106,10 @@ def test_compiled_it_equals_the_reference() -> None:
     other.weights[0].data = other.weights[0].detach().transpose(1, 2).contiguous().transpose(1, 2)
     assert_equals_reference(other, random_batch(other, 30), **options)
     # Weights made in inference mode, which autograd would not take.
-    batch = random_batch(other, 20)
+    rows = random_batch(other, 20)
     with torch.inference_mode():
-        result = refine(random_critic(6), *batch, backend="graph", **options)
-    expected = dtag_fast.reference.refine(random_critic(6), *batch, **options)
+        result = refine(random_critic(6), *rows, backend="graph", **options)
+    expected = dtag_fast.reference.refine(random_critic(6), *rows, **options)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
     assert len(graph._steps) == compiled
 

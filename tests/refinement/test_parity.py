@@ -68,6 +68,106 @@ def test_parity_of_shapes(
         assert parity.holds, (way, parity)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "batch", "steps"),
+    [
+        ((64, 100), 300, 10),
+        ((300, 300), 17, 50),
+        ((512, 512), 2, 10),
+        ((300, 7), 17, 200),
+        ((64, 64), 17, 200),
+        ((512,), 17, 200),
+        ((100, 1), 2, 0),
+        ((64, 100), 300, 1),
+    ],
+)
+def test_parity_of_large_batches_and_long_loops(
+    each_fast: Ways, hidden: tuple[int, ...], batch: int, steps: int
+) -> None:
+    critic = random_critic(observation_dim=11, action_dim=2, hidden=hidden)
+    for way, parity in parities(each_fast, critic, batch, steps=steps, step_size=0.02):
+        assert parity.holds, (way, parity)
+
+
+def test_parity_of_a_trained_critic(each_fast: Ways) -> None:
+    critic = fitted_critic()
+    for options in ({"step_size": 0.05}, {"step_size": 0.02, "steps": 50, "optimizer": "adam"}):
+        for way, parity in parities(each_fast, critic, 64, **options):
+            assert parity.holds, (way, options, parity)
+            assert parity.kinked < 32, (way, options, parity)
+
+
+def fitted_critic() -> Critic:
+    """Its Q fits a hill over the actions whose top moves with the observation."""
+    torch.manual_seed(0)
+    critic = Critic(observation_dim=3, action_dim=3, hidden=(64, 48))
+    optimizer = torch.optim.Adam(critic.parameters(), lr=3e-3)
+    for _ in range(300):
+        observations, actions = torch.randn(256, 3), torch.rand(256, 3) * 2 - 1
+        hill = -(actions - observations.tanh()).square().sum(dim=1)
+        optimizer.zero_grad()
+        (critic(observations, actions) - hill).square().mean().backward()
+        optimizer.step()
+    return critic
+
+
+def dead(critic: Critic) -> None:
+    """No unit of the first head is ever active: its Q is its last bias."""
+    critic.biases[0][0].fill_(-1e6)
+
+
+def constant(critic: Critic) -> None:
+    """No head depends on anything."""
+    for weight in critic.weights:
+        weight.zero_()
+
+
+def dead_in_the_second_layer(critic: Critic) -> None:
+    critic.biases[1].fill_(-1e6)
+
+
+def equal_heads(critic: Critic) -> None:
+    """A tie at every candidate."""
+    for parameter in (*critic.weights, *critic.biases):
+        parameter[1] = parameter[0]
+
+
+def equal_units(critic: Critic) -> None:
+    """All units of a layer turn at once."""
+    critic.weights[0][:] = critic.weights[0][:, :1]
+    critic.biases[0][:] = critic.biases[0][:, :1]
+
+
+def denormal(critic: Critic) -> None:
+    """Products of weights that float32 holds with few digits, or as 0."""
+    critic.weights[1].mul_(1e-38)
+    critic.biases[1].mul_(1e-38)
+    critic.weights[2].mul_(1e3)
+
+
+def tiny_inputs(critic: Critic) -> None:
+    critic.weights[0].mul_(1e-41)
+    critic.biases[0].zero_()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dead, constant, dead_in_the_second_layer, equal_heads, equal_units, denormal, tiny_inputs],
+)
+@pytest.mark.parametrize("ensemble", ["min", "mean"])
+def test_parity_of_degenerate_critics(
+    each_fast: Ways, change: Callable[[Critic], None], ensemble: str
+) -> None:
+    critic = random_critic()
+    with torch.no_grad():
+        change(critic)
+    for options in ({}, {"steps": 60}):
+        for way, parity in parities(
+            each_fast, critic, 17, step_size=0.1, ensemble=ensemble, **options
+        ):
+            assert parity.holds, (way, options, parity)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 10])
 @pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])

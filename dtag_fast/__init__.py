@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dtag_fast.refinement import refine as refine
     from dtag_fast.training.config import CriticConfig as CriticConfig
     from dtag_fast.training.config import PolicyConfig as PolicyConfig
-    from dtag_fast.training.iql import train_critic as train_critic
+    from dtag_fast.training.critic import train_critic as train_critic
     from dtag_fast.training.sequence import train_policy as train_policy
 
 _HOME = {
@@ -41,7 +41,7 @@ _HOME = {
     "Trajectories": "dtag_fast.data.trajectories",
     "evaluate": "dtag_fast.evaluation.rollout",
     "refine": "dtag_fast.refinement",
-    "train_critic": "dtag_fast.training.iql",
+    "train_critic": "dtag_fast.training.critic",
     "train_policy": "dtag_fast.training.sequence",
 }
 

@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "data import-d4rl": ("dtag_fast.commands.data:ImportD4rl", "a D4RL HDF5 file into Minari"),
     "train policy": ("dtag_fast.commands.train:TrainPolicy", "Decision Transformer or Reinformer"),
-    "train critic": ("dtag_fast.commands.train:TrainCritic", "IQL critic"),
+    "train critic": ("dtag_fast.commands.train:TrainCritic", "critic: IQL, TD3+BC"),
     "evaluate": ("dtag_fast.commands.evaluate:Evaluate", "act in the environment and score"),
     "latency": (
         "dtag_fast.commands.latency:Latency",

@@ -147,7 +147,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHARED = {"checkpoint", "build_info", "threads", "_native", "_build_failure", "__version__"}
 # Critic.load reads a checkpoint with the code of the training that wrote it. It is a convenience
 # that the call itself imports.
-EXCEPTIONS = {("models/critic.py", "load", "dtag_fast.training.iql")}
+EXCEPTIONS = {("models/critic.py", "load", "dtag_fast.training.critic")}
 
 
 def imports(file: Path) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from dtag_fast.training.config import (
+    CRITIC_PAPERS,
     PRESET_ENVS,
     CriticConfig,
     PolicyConfig,
@@ -77,10 +78,11 @@ class TrainPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCritic:
-    """Train an IQL critic on a dataset.
+    """Train a critic on a dataset.
 
-    --preset PAPER-ENV sets the published values, with PAPER iql or corl: iql-hopper,
-    corl-hopper-medium, iql-maze2d-umaze; every option below overrides one of them.
+    --preset PAPER-ENV sets the method and its published values, with PAPER iql, corl (IQL by CORL)
+    or td3-bc: iql-hopper, corl-hopper-medium, td3-bc-maze2d-umaze; every option below overrides one
+    of them.
     """
 
     data: str
@@ -90,7 +92,7 @@ class TrainCritic:
     """Folder of the run: checkpoints, config.json, log.jsonl."""
 
     preset: str = "iql"
-    """iql or corl, alone or with an environment: corl-hopper-medium."""
+    """iql, corl or td3-bc, alone or with an environment: corl-hopper-medium."""
 
     resume: bool = False
     """Go on from the last checkpoint in --out, bit for bit as if never stopped."""
@@ -106,13 +108,17 @@ class TrainCritic:
     def with_preset(cls, name: str | None) -> TrainCritic:
         """The command with the defaults of a preset; `data` and `out` remain to be given."""
         name = "iql" if name is None else name
-        paper, dash, env = name.partition("-")
-        if paper not in ("iql", "corl") or (dash and env not in PRESET_ENVS):
+        presets = {
+            f"{paper}-{env}" if env else paper: (paper, env or "halfcheetah")
+            for paper in CRITIC_PAPERS
+            for env in ("", *PRESET_ENVS)
+        }
+        if name not in presets:
             raise ValueError(
-                f"expected iql or corl, alone or followed by -ENV with ENV one of "
-                f"{', '.join(PRESET_ENVS)}; got {name!r}"
+                f"expected one of {', '.join(CRITIC_PAPERS)}, alone or followed by -ENV with ENV "
+                f"one of {', '.join(PRESET_ENVS)}; got {name!r}"
             )
-        config = critic_preset(paper, env or "halfcheetah")  # type: ignore[arg-type]
+        config = critic_preset(*presets[name])
         return cls(data=tyro.MISSING, out=tyro.MISSING, preset=name, config=config)
 
     def run(self) -> None:
@@ -122,7 +128,7 @@ class TrainCritic:
                 f"--evaluation-every: expected 0, there is no policy to act with; got "
                 f"{self.config.evaluation_every} (`dtag evaluate` scores a policy with the critic)"
             )
-        from dtag_fast.training.iql import train_critic
+        from dtag_fast.training.critic import train_critic
 
         data = load_data(self.data, self.maze)
         train_critic(data, self.config, self.out, resume=self.resume)

@@ -221,7 +221,7 @@ class Critic(nn.Module):
     @classmethod
     def load(cls, path: str | Path, checkpoint: str = "last", device: str = "cpu") -> Critic:
         """The critic of a training run's folder, or of one checkpoint in it."""
-        from dtag_fast.training.iql import load_critic
+        from dtag_fast.training.critic import load_critic
 
         return load_critic(Path(path), checkpoint, device)[0]
 

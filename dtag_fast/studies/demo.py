@@ -30,7 +30,7 @@ from dtag_fast.studies.landscape import critic_landscape, refinement_paths
 from dtag_fast.studies.report import Facts, Plot, Section, Table, Text, write_report
 from dtag_fast.threads import torch_threads
 from dtag_fast.training.config import CriticConfig, PolicyConfig, critic_preset, policy_preset
-from dtag_fast.training.iql import train_critic
+from dtag_fast.training.critic import train_critic
 from dtag_fast.training.logs import read_log
 from dtag_fast.training.sequence import train_policy
 

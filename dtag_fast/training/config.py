@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from dtag_fast.models.config import (
     ModelConfig as ModelConfig,
@@ -22,6 +22,12 @@ from dtag_fast.models.config import (
     check_interval,
     check_positive,
     check_words,
+)
+from dtag_fast.training.method_config import (
+    CriticMethod,
+    Td3BcConfig,
+    check_widths,
+    td3_bc_settings,
 )
 
 PolicyOptimizer = Literal["adamw", "lamb"]
@@ -118,7 +124,8 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; `from_dict` is the inverse."""
-        return dataclasses.asdict(self)
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
 
     @classmethod
     def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
@@ -181,7 +188,10 @@ class PolicyConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CriticConfig(TrainingConfig):
-    """Training of the IQL critic. The defaults are those of the IQL authors' code for MuJoCo."""
+    """Training of a critic. The defaults are those of the IQL authors' code for MuJoCo."""
+
+    method: CriticMethod = "iql"
+    """How the critic is trained; what is trained is the same."""
 
     steps: int = 1_000_000
     """Gradient updates in total."""
@@ -190,7 +200,7 @@ class CriticConfig(TrainingConfig):
     """Transitions of a batch."""
 
     learning_rate: float = 3e-4
-    """Of Adam, for the Q-heads and for V."""
+    """Of Adam, for the Q-heads and for V (iql)."""
 
     normalize_observations: bool = False
     """Standardise observations by the dataset's mean and standard deviation."""
@@ -208,7 +218,7 @@ class CriticConfig(TrainingConfig):
     """Steps between evaluations, where there is something to evaluate with; 0 for none."""
 
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers, of the Q-heads and of V."""
+    """Widths of the hidden layers, of the Q-heads and of V (iql)."""
 
     heads: int = 2
     """E, the number of Q-heads."""
@@ -217,7 +227,7 @@ class CriticConfig(TrainingConfig):
     """Activation of the hidden layers."""
 
     layer_norm: bool = False
-    """LayerNorm before each activation of the Q-heads and of V."""
+    """LayerNorm before each activation of the Q-heads and of V (iql)."""
 
     initialization: Initialization = "orthogonal"
     """orthogonal (gain sqrt 2, zero biases) as the IQL authors, or torch's default as CORL."""
@@ -226,13 +236,13 @@ class CriticConfig(TrainingConfig):
     """Gamma."""
 
     expectile: float = 0.7
-    """Tau of the value loss; 0.5 is the mean, near 1 the best action in the data."""
+    """Tau of the value loss (iql); 0.5 is the mean, near 1 the best action in the data."""
 
     polyak: float = 0.005
     """Step of the target Q-heads towards the trained ones, after each update."""
 
     update_order: UpdateOrder = "value_first"
-    """Q's target from V just updated (value_first, IQL authors) or from the old V (joint, CORL)."""
+    """Q's target (iql) from V just updated (value_first, authors) or the old V (joint, CORL)."""
 
     q_reduction: QReduction = "sum"
     """Q loss: sum over the heads (IQL authors) or their mean (CORL)."""
@@ -243,28 +253,36 @@ class CriticConfig(TrainingConfig):
     action_margin: float = 1e-5
     """Dataset actions are clipped to the box shrunk by this share of its half-width."""
 
+    td3_bc: Td3BcConfig = field(default_factory=Td3BcConfig)
+    """TD3+BC (method td3-bc)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if any(not isinstance(width, int) or width < 1 for width in self.hidden):
-            raise ValueError(f"hidden: expected integers of at least 1, got {self.hidden}")
+        check_widths(self, "hidden")
         check_at_least(self, 1, "heads")
         check_interval(self, "discount", 0.0, 1.0)
         check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)
         check_interval(self, "polyak", 0.0, 1.0, left_open=True)
         check_interval(self, "action_margin", 0.0, 1.0, right_open=True)
 
-    def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"hidden": list(self.hidden)}
-
 
 def _from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     arguments = dict(values)
     _check_names(cls, arguments, "")
-    if isinstance(arguments.get("model"), Mapping):
-        _check_names(ModelConfig, arguments["model"], "model.")
-        arguments["model"] = ModelConfig(**arguments["model"])
+    groups: dict[str, Any] = get_type_hints(cls)
+    for name, group in groups.items():
+        is_group = dataclasses.is_dataclass(group)
+        if is_group and isinstance(arguments.get(name), Mapping):
+            _check_names(group, arguments[name], f"{name}.")
+            arguments[name] = group(**arguments[name])
     return cls(**arguments)
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON has them: tuples are lists."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_names(cls: type[Any], values: Mapping[str, Any], prefix: str) -> None:
@@ -280,7 +298,8 @@ MAZES = ("maze2d", "maze2d-umaze", "maze2d-medium", "maze2d-large")
 LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
 TIERS = ("medium", "medium-replay", "medium-expert")
 PRESET_ENVS = (*LOCOMOTION, *(f"{env}-{tier}" for env in LOCOMOTION for tier in TIERS), *MAZES)
-CRITIC_PAPERS = ("iql", "corl")
+CriticPaper = Literal["iql", "corl", "td3-bc"]
+CRITIC_PAPERS: tuple[CriticPaper, ...] = get_args(CriticPaper)
 
 # Return to ask for, raw: the larger one of each pair that kzl/decision-transformer evaluates
 # (gym/experiment.py); mazes from corl-team/CORL (configs/offline/dt/maze2d).
@@ -342,15 +361,16 @@ def policy_preset(kind: ModelKind, env: str) -> PolicyConfig:
     raise ValueError(f"kind: expected one of {', '.join(get_args(ModelKind))}, got {kind!r}")
 
 
-def critic_preset(paper: Literal["iql", "corl"], env: str) -> CriticConfig:
-    """The published setting of the IQL critic for an environment.
+def critic_preset(paper: CriticPaper, env: str) -> CriticConfig:
+    """The published setting of a critic for an environment.
 
     iql: ikostrikov/implicit_q_learning, MuJoCo setting. It has no maze; there, rewards are left as
     they are, as in every environment of that code without a rule of its own.
     corl: corl-team/CORL (configs/offline/iql), whose hopper settings differ by dataset tier.
+    td3-bc: sfujim/TD3_BC, one setting for all.
 
     Args:
-        paper: "iql" or "corl".
+        paper: one of `CRITIC_PAPERS`.
         env: one of `PRESET_ENVS`: an environment, or an environment and a dataset tier.
     """
     family, tier = _family(env)
@@ -370,6 +390,8 @@ def critic_preset(paper: Literal["iql", "corl"], env: str) -> CriticConfig:
         if family == "hopper" and tier == "medium-expert":
             return dataclasses.replace(config, expectile=0.5)
         return config
+    if paper == "td3-bc":
+        return CriticConfig(**td3_bc_settings())
     raise ValueError(f"paper: expected one of {', '.join(CRITIC_PAPERS)}, got {paper!r}")
 
 

@@ -21,6 +21,7 @@ from dtag_fast.commands.parse import parse
 from dtag_fast.commands.train import TrainCritic, TrainPolicy
 from dtag_fast.refinement import Refiner
 from dtag_fast.training.config import (
+    CRITIC_PAPERS,
     PRESET_ENVS,
     CriticConfig,
     PolicyConfig,
@@ -157,7 +158,7 @@ def test_a_policy_preset_sets_the_published_values(kind: Any, env: str) -> None:
     assert command.preset == f"{kind}-{env}"
 
 
-@pytest.mark.parametrize(("paper", "env"), list(itertools.product(["iql", "corl"], PRESET_ENVS)))
+@pytest.mark.parametrize(("paper", "env"), list(itertools.product(CRITIC_PAPERS, PRESET_ENVS)))
 def test_a_critic_preset_sets_the_published_values(paper: Any, env: str) -> None:
     command = parse(TrainCritic, "dtag", [*NEEDED, "--preset", f"{paper}-{env}"])
     assert command.config == critic_preset(paper, env)
@@ -209,7 +210,8 @@ def test_help_shows_the_presets_values(capsys: pytest.CaptureFixture[str]) -> No
         ("policy", "iql-hopper", ("dt", "reinformer")),
         ("policy", "", ("dt", "reinformer")),
         ("policy", "dt-", ("dt", "reinformer")),
-        ("critic", "dt-hopper", ("iql", "corl")),
+        ("critic", "dt-hopper", ("iql", "corl", "td3-bc")),
+        ("critic", "td3-hopper", ("iql", "corl", "td3-bc")),
         ("critic", "corl-hopper-tiny", ("iql", "corl", "hopper-medium-replay")),
     ],
 )

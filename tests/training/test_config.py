@@ -20,6 +20,7 @@ from dtag_fast.training.config import (
     critic_preset,
     policy_preset,
 )
+from dtag_fast.training.method_config import Td3BcConfig
 
 
 def test_decision_transformer_presets() -> None:
@@ -76,6 +77,12 @@ def test_critic_presets() -> None:
         config = critic_preset("corl", env)
         assert (config.polyak, config.reward_scaling) == (0.001, "iql-mujoco")
     assert critic_preset("corl", "hopper-medium-expert").expectile == 0.5
+    td3_bc = critic_preset("td3-bc", "hopper")
+    assert (td3_bc.method, td3_bc.normalize_observations) == ("td3-bc", True)
+    assert (td3_bc.reward_scaling, td3_bc.q_reduction, td3_bc.polyak) == ("none", "sum", 0.005)
+    options = td3_bc.td3_bc
+    assert (options.q_weight, options.noise, options.noise_clip) == (2.5, 0.2, 0.5)
+    assert (options.actor_hidden, options.actor_every) == ((256, 256), 2)
 
 
 def test_presets_survive_json() -> None:
@@ -93,8 +100,8 @@ def test_unknown_presets_are_named() -> None:
         policy_preset("dt", "hoper")
     with pytest.raises(ValueError, match=r"kind: expected one of dt, reinformer, got 'gpt'"):
         policy_preset(cast(Any, "gpt"), "hopper")
-    with pytest.raises(ValueError, match=r"paper: expected one of iql, corl, got 'cql'"):
-        critic_preset(cast(Any, "cql"), "hopper")
+    with pytest.raises(ValueError, match=r"paper: expected one of iql, corl, .*got 'dqn'"):
+        critic_preset(cast(Any, "dqn"), "hopper")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +126,11 @@ def test_unknown_presets_are_named() -> None:
         (CriticConfig, "polyak", 0.0),
         (CriticConfig, "reward_scaling", "iql"),
         (CriticConfig, "observation_epsilon", -1.0),
+        (CriticConfig, "method", "td3_bc"),
+        (Td3BcConfig, "actor_hidden", (256, 0)),
+        (Td3BcConfig, "actor_every", 0),
+        (Td3BcConfig, "q_weight", -1.0),
+        (Td3BcConfig, "noise", math.nan),
     ],
 )
 def test_a_bad_value_is_named(config: type[Any], field: str, value: object) -> None:
@@ -131,6 +143,10 @@ def test_from_dict_names_unknown_fields() -> None:
         PolicyConfig.from_dict({"batchsize": 3})
     with pytest.raises(ValueError, match=r"^model\.layers: ModelConfig has no such field"):
         PolicyConfig.from_dict({"model": {"layers": 3}})
+    with pytest.raises(ValueError, match=r"^td3_bc\.sigma: Td3BcConfig has no such field"):
+        CriticConfig.from_dict({"td3_bc": {"sigma": 0.1}})
+    with pytest.raises(ValueError, match=r"^steps: expected an integer of at least 1, got"):
+        CriticConfig.from_dict({"steps": {"a": 1}})
 
 
 def test_every_field_has_a_help_text_and_no_torch_is_imported() -> None:

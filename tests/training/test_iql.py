@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
@@ -23,20 +23,9 @@ from dtag_fast.training.iql import (
     load_critic,
     train_critic,
 )
+from tests.training.conftest import critic_config, plain_head, plain_mlp
 
 CPU = torch.device("cpu")
-
-
-def critic_config(**changes: Any) -> CriticConfig:
-    settings: dict[str, Any] = {
-        "hidden": (16, 16),
-        "batch_size": 32,
-        "reward_scaling": "none",
-        "action_margin": 0.0,
-        "device": "cpu",
-        "progress": False,
-    }
-    return CriticConfig(**{**settings, **changes})
 
 
 def test_expectile_loss() -> None:
@@ -49,19 +38,14 @@ class PlainIql:
 
     def __init__(self, learner: CriticLearner) -> None:
         self.config = learner.config
-        self.q = [self.head(learner.model, e) for e in range(learner.config.heads)]
-        self.target = [self.head(learner.target, e) for e in range(learner.config.heads)]
+        self.q = [plain_head(learner.model, e) for e in range(learner.config.heads)]
+        self.target = [plain_head(learner.target, e) for e in range(learner.config.heads)]
         layers: Any = learner.value.layers
         self.v = plain_mlp([(x.weight, x.bias) for x in layers])
         rate = learner.config.learning_rate
         q_parameters = [p for head in self.q for p in head.parameters()]
         self.q_optimizer = torch.optim.Adam(q_parameters, lr=rate)
         self.v_optimizer = torch.optim.Adam(self.v.parameters(), lr=rate)
-
-    @staticmethod
-    def head(critic: Critic, index: int) -> nn.Sequential:
-        layers = zip(critic.weights, critic.biases, strict=True)
-        return plain_mlp([(weight[index], bias[index]) for weight, bias in layers])
 
     def update(self, s: Tensor, a: Tensor, s_next: Tensor, r: Tensor, mask: Tensor) -> None:
         config, x = self.config, torch.cat([s, a], dim=1)
@@ -88,17 +72,6 @@ class PlainIql:
                     t.copy_((1 - config.polyak) * t + config.polyak * p)
 
 
-def plain_mlp(layers: list[tuple[Tensor, Tensor]]) -> nn.Sequential:
-    modules: list[nn.Module] = []
-    for weight, bias in layers:
-        linear = nn.Linear(weight.shape[1], weight.shape[0])
-        with torch.no_grad():
-            linear.weight.copy_(weight)
-            linear.bias.copy_(bias)
-        modules += [linear, nn.ReLU()]
-    return nn.Sequential(*modules[:-1])
-
-
 @pytest.mark.parametrize("order", ["value_first", "joint"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_updates_equal_plain_ones(toy_data: Trajectories, order: str, reduction: str) -> None:
@@ -114,8 +87,8 @@ def test_updates_equal_plain_ones(toy_data: Trajectories, order: str, reduction:
         plain.update(*torch.split(batch, learner.sizes, dim=1))
     for head in range(2):
         for ours, theirs in (
-            (PlainIql.head(learner.model, head), plain.q[head]),
-            (PlainIql.head(learner.target, head), plain.target[head]),
+            (plain_head(learner.model, head), plain.q[head]),
+            (plain_head(learner.target, head), plain.target[head]),
         ):
             for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)

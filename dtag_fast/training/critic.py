@@ -1,0 +1,217 @@
+"""What all trainings of a critic share: the dataset as rows, the Q-heads and their target copy.
+
+One file a method: iql.py, td3_bc.py. Whatever trained it, a checkpoint holds the same `Critic`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dtag_fast import checkpoint
+from dtag_fast.data.rewards import scale_rewards
+from dtag_fast.data.trajectories import Trajectories
+from dtag_fast.models.critic import Critic
+from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.training.config import CriticConfig
+from dtag_fast.training.loop import Evaluate, Learner, TrainingResult, run
+from dtag_fast.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+
+# By `CriticConfig.method`; imported when used, as they import what is below.
+LEARNERS = {
+    "iql": "dtag_fast.training.iql:CriticLearner",
+    "td3-bc": "dtag_fast.training.td3_bc:Td3BcLearner",
+}
+
+# s [B, S], a [B, A], s' [B, S], scaled r [B, 1], and [B, 1], 0 after a termination and 1 otherwise
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+ORTHOGONAL_GAIN = math.sqrt(2.0)
+
+
+def train_critic(
+    data: Trajectories,
+    config: CriticConfig,
+    directory: str | Path,
+    *,
+    resume: bool = False,
+    evaluate: Evaluate | None = None,
+) -> TrainingResult:
+    """Train a critic on a dataset, by `config.method`.
+
+    Args:
+        data: the dataset, with raw rewards: `config.reward_scaling` is applied here.
+        config: the settings; `critic_preset` has the published ones.
+        directory, resume, evaluate: as in `train_policy`; `evaluate` gets the critic.
+
+    Raises:
+        As `train_policy`; ValueError also for a `reward_scaling` that does not suit the data.
+    """
+    module, _, name = LEARNERS[config.method].partition(":")
+    learner = getattr(importlib.import_module(module), name)
+    build = functools.partial(learner, data, config)
+    return run(build, data, config, directory, resume=resume, evaluate=evaluate)
+
+
+def load_critic(
+    path: str | Path, which: str = "last", device: str | torch.device = "cpu"
+) -> tuple[Critic, dict[str, Any]]:
+    """The critic of a critic checkpoint, of whatever method, and the checkpoint's state.
+
+    Args:
+        path: a run's folder or a checkpoint's.
+        which: of a run, its "last" or "best" checkpoint.
+        device: where the critic goes.
+
+    Raises:
+        CheckpointError: missing, damaged, of another version, or not a critic's.
+    """
+    source = checkpoint.resolve(path, which)
+    state = checkpoint.read_state(source, kind="critic")
+    config = CriticConfig.from_dict(state["config"])
+    critic = build_critic(config, state["observation_dim"], state["action_dim"])
+    checkpoint.load_into(critic, checkpoint.load_tensors(source), source)
+    return critic.to(device).eval(), state
+
+
+def build_critic(
+    config: CriticConfig,
+    observation_dim: int,
+    action_dim: int,
+    normalizer: Normalizer | None = None,
+) -> Critic:
+    """The critic of these settings, with fresh weights."""
+    critic = Critic(
+        observation_dim,
+        action_dim,
+        config.hidden,
+        config.heads,
+        config.activation,
+        config.layer_norm,
+        normalizer,
+    )
+    if config.initialization == "orthogonal":
+        for weight, bias in zip(critic.weights, critic.biases, strict=True):
+            for head in weight:
+                nn.init.orthogonal_(head, ORTHOGONAL_GAIN)
+            nn.init.zeros_(bias)
+    return critic
+
+
+class TransitionLearner(Learner):
+    """Q-heads and their target copy, with the dataset on the device: the base of each method.
+
+    A method adds what else it trains, lists it in `modules` and its optimisers in `optimizers`,
+    which is what resuming restores, and says in `update` what it does with a `batch`. Random
+    numbers are torch's global ones, which the loop restores.
+    """
+
+    kind = "critic"
+    model: Critic
+
+    def __init__(self, data: Trajectories, config: CriticConfig, device: torch.device) -> None:
+        if config.normalize_observations:
+            normalizer = Normalizer.fit(data.observations, config.observation_epsilon)
+        else:
+            normalizer = Normalizer.identity(data.observation_dim)
+        self.config = config
+        self.device = device
+        self.normalizer = normalizer
+        self.sizes = [data.observation_dim, data.action_dim, data.observation_dim, 1, 1]
+        self.rows = _packed(data, config).to(device)
+        self.generator = np.random.Generator(np.random.PCG64(config.seed))
+        self.model = build_critic(config, data.observation_dim, data.action_dim, normalizer)
+        self.model = self.model.to(device)
+        self.target = copy.deepcopy(self.model).requires_grad_(False)
+        self.q_parameters: list[Tensor] = list(self.model.parameters())
+        self.target_parameters: list[Tensor] = list(self.target.parameters())
+        self.q_optimizer = torch.optim.Adam(self.q_parameters, config.learning_rate, fused=True)
+        self.modules: dict[str, nn.Module] = {"target": self.target}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"q_optimizer": self.q_optimizer}
+
+    def batch(self) -> Batch:
+        """A random batch of the dataset."""
+        rows = self.generator.integers(len(self.rows), size=self.config.batch_size)
+        index = torch.from_numpy(rows).to(self.device, non_blocking=True)
+        return torch.split(self.rows.index_select(0, index), self.sizes, dim=1)  # type: ignore[return-value]
+
+    def targets(self, rewards: Tensor, continues: Tensor, next_values: Tensor) -> Tensor:
+        """r + gamma V(s') [B] or, with a value a head [E, B], [E, B]; V = 0 after a termination."""
+        return rewards[:, 0] + self.config.discount * continues[:, 0] * next_values
+
+    def q_error(self, q: Tensor, targets: Tensor) -> Tensor:
+        """Squared error of Q [E, B], mean over the batch, over the heads as `q_reduction` says."""
+        losses = (q - targets).square().mean(dim=1)  # [E]
+        return losses.sum() if self.config.q_reduction == "sum" else losses.mean()
+
+    def compiled(self, function: Callable[..., Any]) -> Any:
+        """The function, compiled where the settings say so."""
+        return torch.compile(function) if self.config.compile else function
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast)
+
+    def training_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for prefix, module in self.modules.items():
+            tensors |= {f"{prefix}.{name}": x for name, x in module.state_dict().items()}
+        for prefix, optimizer in self.optimizers.items():
+            tensors |= optimizer_tensors(prefix, optimizer)
+        return tensors
+
+    def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for prefix, module in self.modules.items():
+            module.load_state_dict(
+                {name: tensors[f"{prefix}.{name}"] for name in module.state_dict()}
+            )
+        for prefix, optimizer in self.optimizers.items():
+            load_optimizer_tensors(prefix, optimizer, tensors)
+
+    def sampler_state(self) -> dict[str, Any]:
+        return dict(self.generator.bit_generator.state)
+
+    def load_sampler_state(self, state: Mapping[str, Any]) -> None:
+        self.generator.bit_generator.state = state
+
+
+def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down a loss of the optimiser's parameters; no others get a gradient."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss, inputs=parameters)
+    optimizer.step()
+
+
+def follow(target: nn.Module, source: nn.Module, polyak: float) -> None:
+    """Move a target network's parameters a share `polyak` of the way to their sources."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), polyak)
+
+
+def _packed(data: Trajectories, config: CriticConfig) -> Tensor:
+    """One row a transition, so that a batch is one gather: s, a, s', scaled r, 1 - terminal."""
+    scaled = scale_rewards(data, config.reward_scaling)
+    low, high = np.asarray(data.info.action_low), np.asarray(data.info.action_high)
+    margin = config.action_margin * (high - low) / 2
+    rows = np.concatenate(
+        (
+            data.observations,
+            np.clip(data.actions, low + margin, high - margin),
+            data.next_observations,
+            scaled.rewards[:, None],
+            ~data.terminations[:, None],
+        ),
+        axis=1,
+        dtype=np.float32,
+        casting="same_kind",
+    )
+    return torch.from_numpy(rows)

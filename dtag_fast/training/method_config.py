@@ -1,0 +1,63 @@
+"""Settings that one method of training a critic has and the others do not. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dtag_fast.models.config import check_at_least, check_interval, check_positive
+
+CriticMethod = Literal["iql", "td3-bc"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Td3BcConfig:
+    """TD3+BC alone. The defaults are those of its authors' code."""
+
+    actor_hidden: tuple[int, ...] = (256, 256)
+    """Widths of the actor's hidden layers."""
+
+    actor_learning_rate: float = 3e-4
+    """Of the actor's Adam."""
+
+    q_weight: float = 2.5
+    """Alpha: weight of Q, divided by its mean size, against the distance to the data's action."""
+
+    noise: float = 0.2
+    """Standard deviation of the target action's noise, in half-widths of the action box."""
+
+    noise_clip: float = 0.5
+    """Largest noise."""
+
+    actor_every: int = 2
+    """Updates of the Q-heads to one of the actor and of the target networks."""
+
+    def __post_init__(self) -> None:
+        check_widths(self, "actor_hidden")
+        check_at_least(self, 1, "actor_every")
+        check_positive(self, "actor_learning_rate")
+        for name in ("q_weight", "noise", "noise_clip"):
+            check_interval(self, name, 0.0, math.inf)
+
+
+def check_widths(config: Any, name: str) -> None:
+    """A tuple of layers' widths; JSON has made it a list."""
+    widths = tuple(getattr(config, name))
+    object.__setattr__(config, name, widths)
+    if any(not isinstance(width, int) or isinstance(width, bool) or width < 1 for width in widths):
+        raise ValueError(f"{name}: expected integers of at least 1, got {widths}")
+
+
+# --- presets: what differs from `CriticConfig`'s defaults, which are IQL's ------------------------
+
+
+def td3_bc_settings() -> dict[str, Any]:
+    """sfujim/TD3_BC (TD3_BC.py, main.py), one setting for all; CORL's has the same values."""
+    return {
+        "method": "td3-bc",
+        "normalize_observations": True,
+        "initialization": "default",
+        "reward_scaling": "none",
+        "action_margin": 0.0,
+    }

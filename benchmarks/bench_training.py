@@ -1,0 +1,234 @@
+"""Training: an update of ours beside a plain eager one, from equal weights on equal batches.
+
+The curves of the losses have to agree, on one thread, before anything is timed. The two are then
+timed in turn; an update is a whole one: draw the batch, forward, backward, optimisers, target. The
+floor is its multiply-adds, those that no training could leave out, at the rate of this machine in
+the same rounds.
+
+    pytest benchmarks/bench_training.py [--record] [--quick] [-k iql]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import limits
+from benchmarks.conftest import LEAST_SHARE
+from benchmarks.plain_training import PlainIql, PlainReinformer
+from dtag_fast.data.trajectories import Trajectories
+from dtag_fast.models.config import ModelConfig
+from dtag_fast.training.config import CriticConfig, PolicyConfig
+from dtag_fast.training.iql import CriticLearner
+from dtag_fast.training.sequence import PolicyLearner
+
+if TYPE_CHECKING:
+    from benchmarks.conftest import Interleaved, Table
+
+STEPS, EPISODE, OBSERVATION_DIM, ACTION_DIM = 100_000, 500, 17, 6
+SECONDS, FEWEST_ROUNDS, MOST_ROUNDS, ATTEMPTS = 12.0, 9, 400, 3
+CURVE = {"iql": 300, "reinformer": 12}  # updates whose losses are compared
+CPU = torch.device("cpu")
+FLOOR = "multiply-adds"
+
+COLUMNS = {
+    "update": "{}",
+    "precision": "{}",
+    "threads": "{}",
+    "contender": "{}",
+    "p5 ms": "{:.2f}",
+    "p50 ms": "{:.2f}",
+    "p95 ms": "{:.2f}",
+    "x plain": "{:.2f}x",
+    "floor ms": "{:.2f}",
+    "x floor": "{:.1f}x",
+    "curve": "{:.0e}",
+}
+NOTES = [
+    "x plain: times as fast as the plain update of the same number of threads, by medians.",
+    "floor: multiply-adds of the update in float32 at this machine's rate in the same rounds.",
+    "curve: largest difference between the losses of ours and of the plain one over "
+    f"{CURVE['iql']} updates (iql) or {CURVE['reinformer']} (reinformer, without dropout), "
+    "relative to the loss.",
+]
+
+
+@pytest.fixture(scope="module")
+def table(new_table: Callable[..., Table]) -> Iterator[Table]:
+    table = new_table("training", COLUMNS)
+    yield table
+    table.notes[:0] = NOTES + list(filter(None, [limits.missing_reason()]))
+
+
+@pytest.fixture(scope="module")
+def data() -> Trajectories:
+    """HalfCheetah's sizes."""
+    generator = np.random.default_rng(0)
+    observations = generator.standard_normal((STEPS, OBSERVATION_DIM), dtype=np.float32)
+    truncations = np.zeros(STEPS, dtype=np.bool_)
+    truncations[EPISODE - 1 :: EPISODE] = True
+    return Trajectories.from_arrays(
+        observations,
+        generator.uniform(-1, 1, (STEPS, ACTION_DIM)),
+        1 + generator.standard_normal(STEPS, dtype=np.float32),
+        np.zeros(STEPS, dtype=np.bool_),
+        truncations,
+        next_observations=np.roll(observations, -1, axis=0),
+    )
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+class Ours:
+    """A learner's updates, counted."""
+
+    def __init__(self, learner: CriticLearner | PolicyLearner, losses: Sequence[str]) -> None:
+        self.learner = learner
+        learner.model.train()
+        self.columns = [learner.terms.index(name) for name in losses]
+        self.steps = 0
+
+    def update(self) -> list[float]:
+        """One update; the losses."""
+        self.steps += 1
+        values = self.learner.update(self.steps).tolist()
+        return [values[column] for column in self.columns]
+
+
+Update = Callable[[], list[float]]
+
+
+def distance(ours: Update, plain: Update, updates: int) -> float:
+    """The largest difference of the losses, relative to their size."""
+    curves = np.array([[ours(), plain()] for _ in range(updates)])  # [updates, 2, losses]
+    return float((abs(curves[:, 0] - curves[:, 1]) / abs(curves[:, 1])).max())
+
+
+def iql(data: Trajectories, **changes: Any) -> tuple[Update, Update]:
+    """Ours and the plain one."""
+    torch.manual_seed(0)
+    config = CriticConfig(device="cpu", reward_scaling="none", **changes)
+    learner = CriticLearner(data, config, CPU)
+    plain = PlainIql(learner)
+    return Ours(learner, ("q_loss", "value_loss")).update, plain.update
+
+
+def reinformer(data: Trajectories, dropout: float, **changes: Any) -> tuple[Update, Update]:
+    """Ours and the plain one."""
+    torch.manual_seed(0)
+    config = PolicyConfig(
+        model=dataclasses.replace(ModelConfig(), dropout=dropout), device="cpu", **changes
+    )
+    learner = PolicyLearner(data, config, CPU)
+    plain = PlainReinformer(data, learner)
+    return Ours(learner, ("loss",)).update, plain.update
+
+
+def iql_work() -> float:
+    """Multiply-adds of an update: three networks trained, two targets and V(s') besides."""
+    config = CriticConfig()
+
+    def network(inputs: int) -> tuple[int, int]:
+        sizes = [i * o for i, o in itertools.pairwise([inputs, *config.hidden, 1])]
+        return sum(sizes), 2 * sum(sizes) - sizes[0]  # forward, backward
+
+    q, v = network(OBSERVATION_DIM + ACTION_DIM), network(OBSERVATION_DIM)
+    return config.batch_size * (2 * (2 * q[0] + q[1]) + 2 * v[0] + v[1])
+
+
+def reinformer_work() -> float:
+    """Multiply-adds of an update's weights; attention and what is a vector's work are left out.
+
+    The last action is seen by nobody, and in the last block no action is asked for anything.
+    """
+    config = PolicyConfig()
+    model = config.model
+    tokens, square = 3 * model.context_length - 1, model.embedding_dim**2
+    asked = 2 * model.context_length
+    blocks = (model.blocks - 1) * tokens * 12 * square + asked * 10 * square + tokens * 2 * square
+    return 3.0 * config.batch_size * blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """What is timed: an update's name, its precision, how close the curves were, its work."""
+
+    name: str
+    precision: str
+    curve: float
+    work: float
+
+
+@pytest.fixture
+def measure(
+    interleaved: type[Interleaved], table: Table, pytestconfig: pytest.Config
+) -> Callable[[Race, int, Update, Update], None]:
+    """`measure(race, threads, ours, plain)`: time both, add their rows to the table."""
+    quick = pytestconfig.getoption("--quick")
+    seconds, fewest, attempts = (1.0, 1, 1) if quick else (SECONDS, FEWEST_ROUNDS, ATTEMPTS)
+
+    def measure(race: Race, threads: int, ours: Update, plain: Update) -> None:
+        calls: dict[str, Callable[[], object]] = {"ours": ours, "plain": plain}
+        if limits.missing_reason() is None:
+            calls[FLOOR] = limits.multiply_adds
+        timed = interleaved(calls)
+        for _ in range(attempts):
+            timed.forget()
+            for _ in range(timed.rounds_within(seconds, fewest, MOST_ROUNDS)):
+                timed.round()
+            if timed.share >= LEAST_SHARE:
+                break
+        table.share = min(table.share, timed.share)
+        times = timed.microseconds()
+        for name in ("plain", "ours"):
+            own = times[name]
+            row: dict[str, Any] = {
+                "update": race.name,
+                "precision": race.precision if name == "ours" else "fp32",
+                "threads": threads,
+                "contender": name,
+                **{f"{p} ms": own[p] / 1e3 for p in ("p5", "p50", "p95")},
+                "calls": own["calls"],
+                "x plain": times["plain"]["p50"] / own["p50"],
+                "curve": race.curve if name == "ours" else None,
+            }
+            if FLOOR in times:
+                rate = threads * limits.multiply_adds() / times[FLOOR]["p50"]
+                row["floor ms"] = race.work / rate / 1e3
+                row["x floor"] = own["p50"] / 1e3 / row["floor ms"]
+            table.rows.append(row)
+
+    return measure
+
+
+Measure = Callable[[Race, int, Update, Update], None]
+
+
+def test_iql(data: Trajectories, threads: int, measure: Measure) -> None:
+    curve = distance(*iql(data), CURVE["iql"])
+    assert curve < 1e-2, f"the losses differ by {curve:.1e} of their size"
+    measure(Race("iql", "fp32", curve, iql_work()), threads, *iql(data))
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-3), ("bf16", 2e-2)])
+def test_reinformer(
+    data: Trajectories, threads: int, measure: Measure, precision: str, allowed: float
+) -> None:
+    autocast = precision == "bf16"
+    curves = reinformer(data, 0.0, autocast=autocast, warmup_steps=0, learning_rate=1e-3)
+    curve = distance(*curves, CURVE["reinformer"])
+    assert curve < allowed, f"the losses differ by {curve:.1e} of their size"
+    race = Race("reinformer", precision, curve, reinformer_work())
+    measure(race, threads, *reinformer(data, ModelConfig().dropout, autocast=autocast))

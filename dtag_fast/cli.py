@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train policy": ("dtag_fast.commands.train:TrainPolicy", "Decision Transformer or Reinformer"),
     "train critic": ("dtag_fast.commands.train:TrainCritic", "critic: IQL, TD3+BC"),
     "evaluate": ("dtag_fast.commands.evaluate:Evaluate", "act in the environment and score"),
+    "study": ("dtag_fast.commands.study:Study", "a named study: rows, tables, report"),
     "latency": (
         "dtag_fast.commands.latency:Latency",
         "act in a control loop, count missed deadlines",

@@ -1,0 +1,261 @@
+"""What a study is: a question, a grid of runs that answers it, and how the rows are shown.
+
+Everything is a frozen dataclass of plain values. A run and a training have a key, the hash of all
+that determines their result: a row is found again by it, and a training that several runs need is
+done once. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from dtag_fast.training.config import CriticConfig, PolicyConfig, TrainingConfig
+
+Budget = Literal["smoke", "small", "paper"]
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
+Scale = Literal["tiny", "small", "published"]
+Options = tuple[tuple[str, Any], ...]
+
+# Settings that change what is shown or how fast, never what is computed.
+_COSMETIC = ("progress", "tensorboard")
+
+
+def options(**values: Any) -> Options:
+    """Keywords as a value that can be hashed, in an order of its own."""
+    return tuple(sorted(values.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A dataset, or a share of one.
+
+    Attributes:
+        id: of a local Minari dataset.
+        made_by: None, or what writes it if it is not there: a name of `dtag data make`; or
+            "bandit", which is computed anew each time it is used.
+        steps: of a made dataset.
+        seed: of a made dataset, and of which trajectories a share has.
+        share: of the trajectories, in (0, 1]. A larger share contains every smaller one.
+        action_dim: of "bandit".
+    """
+
+    id: str
+    made_by: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    share: float = 1.0
+    action_dim: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share: expected a number in (0, 1], got {self.share}")
+        if self.made_by is not None and (self.steps is None or self.steps < 1):
+            raise ValueError(
+                f"steps: expected at least 1 for data made by {self.made_by!r}, got {self.steps}"
+            )
+
+    @property
+    def name(self) -> str:
+        """For people: the id, and the share if it is not all."""
+        return self.id if self.share == 1.0 else f"{self.id}, {100 * self.share:g} %"
+
+    def content(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A policy or a critic to train.
+
+    Attributes:
+        trainer: an entry of `work.TRAINERS`.
+        data: what it is trained on.
+        config: all its settings.
+    """
+
+    trainer: str
+    data: Data
+    config: TrainingConfig
+
+    def content(self) -> dict[str, Any]:
+        """JSON values, without what does not change the result."""
+        config = {k: v for k, v in self.config.to_dict().items() if k not in _COSMETIC}
+        return {"trainer": self.trainer, "data": self.data.content(), "config": config}
+
+    @property
+    def key(self) -> str:
+        """The hash of its content."""
+        return hashed(self.content())
+
+    @property
+    def kind(self) -> Literal["policy", "critic"]:
+        return "critic" if isinstance(self.config, CriticConfig) else "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One policy, acted with in one way, in the environment of its data: one row.
+
+    Attributes:
+        data: names the environment; the critic's and the policy's own data may be shares of it.
+        policy, critic: what has to be trained before.
+        judge: a second critic, trained apart, which says how much of the gain that the first one
+            claims it confirms, on the data's observations (`judge.py`).
+        checkpoint: of the policy's run.
+        predictor, predictor_options: an entry of `work.PREDICTORS` and its options.
+        refinement: keywords of `Policy.with_refinement`; None leaves actions as they are.
+        samples, noise: with more than one sample, that many starting points: the policy's action
+            and others around it, with that standard deviation in units of half the action box.
+        probes: entries of `work.PROBES`, further figures to take.
+        episodes, env_seed: episode j starts from seed env_seed + j.
+        labels: how tables and plots find the row. They do not determine the result and are not
+            part of the key.
+    """
+
+    data: Data
+    policy: Training
+    critic: Training | None = None
+    judge: Training | None = None
+    checkpoint: Literal["last", "best"] = "last"
+    predictor: str = "own"
+    predictor_options: Options = ()
+    refinement: Options | None = None
+    samples: int = 1
+    noise: float = 0.0
+    probes: tuple[str, ...] = ()
+    episodes: int
+    env_seed: int = 0
+    labels: Options = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.refinement is not None and self.critic is None:
+            raise ValueError("critic: needed by a run with refinement, got None")
+        if self.samples < 1 or (self.samples > 1 and self.refinement is None):
+            raise ValueError(
+                f"samples: expected 1, or more with refinement, got {self.samples} with "
+                f"refinement={self.refinement}"
+            )
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """What it depends on."""
+        found = (self.policy, self.critic, self.judge)
+        return tuple(training for training in found if training is not None)
+
+    def content(self) -> dict[str, Any]:
+        """JSON values; a training is named by its key."""
+        values: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Training):
+                value = value.key
+            elif isinstance(value, Data):
+                value = value.content()
+            elif f.name in ("predictor_options", "refinement") and value is not None:
+                value = dict(value)
+            if f.name != "labels":
+                values[f.name] = value
+        return values
+
+    @property
+    def key(self) -> str:
+        """The hash of its content."""
+        return hashed(self.content())
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """The labels as a mapping."""
+        return dict(self.labels)
+
+
+def hashed(content: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of JSON values."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much work a budget is. Any field can be set on the command line."""
+
+    seeds: int
+    """Training seeds, from 0."""
+
+    episodes: int
+    """Of each run."""
+
+    policy_steps: int
+    """Gradient updates of a policy."""
+
+    critic_steps: int
+    """Gradient updates of a critic."""
+
+    scale: Scale = "small"
+    """Of the sequence model: tiny and small are ours, published is the paper's."""
+
+    device: str = "cpu"
+    """Where training happens; acting is on the CPU."""
+
+    budget: Budget = "small"
+    """How fine the grid is."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "episodes", "policy_steps", "critic_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def pick(self, *, smoke: Any, small: Any, paper: Any) -> Any:
+        """What of three belongs to the budget."""
+        return {"smoke": smoke, "small": small, "paper": paper}[self.budget]
+
+
+Grid = Callable[[Size, Sequence[Data]], Iterator[Run]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question and how it is answered.
+
+    Attributes:
+        name: of the command line.
+        title, question: for people.
+        source: where the question comes from.
+        data: what it runs on, by budget, unless told otherwise.
+        sizes: by budget.
+        grid: the runs for a size and datasets.
+        choices: what the source leaves open and what was chosen.
+    """
+
+    name: str
+    title: str
+    question: str
+    source: str
+    data: Mapping[Budget, tuple[Data, ...]]
+    sizes: Mapping[Budget, Size]
+    grid: Grid
+    choices: str
+
+    def runs(self, size: Size, data: Sequence[Data]) -> list[Run]:
+        """The grid: at least one run, no two with the same labels."""
+        runs = list(self.grid(size, data))
+        if not runs:
+            raise ValueError(f"{self.name}: no runs for {[d.name for d in data]}")
+        seen: dict[str, Run] = {}
+        for run in runs:
+            name = json.dumps(run.label, sort_keys=True)
+            if name in seen and seen[name].key != run.key:
+                raise ValueError(f"{self.name}: two different runs are labelled {name}")
+            seen[name] = run
+        return runs
+
+
+def policy_config(training: Training) -> PolicyConfig:
+    """The settings of a policy's training."""
+    assert isinstance(training.config, PolicyConfig), training.trainer
+    return training.config

@@ -1,0 +1,187 @@
+"""Settings of the trainings that studies are made of, by dataset and size.
+
+`METHODS` and `CRITICS` are the tables of what can be named; an entry is all that a new one needs.
+The published settings are taken where there are any (`training/config.py`); "tiny" and "small" are
+ours, made to be done in seconds and in minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dtag_fast.data.references import task_name
+from dtag_fast.studies.declare import Data, Options, Size, Training, options
+from dtag_fast.training.config import (
+    LOCOMOTION,
+    CriticConfig,
+    ModelConfig,
+    PolicyConfig,
+    critic_preset,
+    policy_preset,
+)
+
+# A length rather than a multiple of the gradient, whose scale is that of the rewards.
+REFINEMENT = {"steps": 10, "step_size": 0.03, "gradient": "unit"}
+# Evaluations during training choose the best checkpoint, on starts of their own.
+CHOOSING_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class Method:
+    """A kind of policy.
+
+    Attributes:
+        label: for people.
+        trainer: an entry of `work.TRAINERS`.
+        config: (data, size) -> its settings, but for those that all policies share.
+    """
+
+    label: str
+    trainer: str
+    config: Callable[[Data, Size], PolicyConfig]
+
+
+@dataclass(frozen=True)
+class CriticMethod:
+    """A kind of critic; see `Method`."""
+
+    label: str
+    trainer: str
+    config: Callable[[Data, Size], CriticConfig]
+
+
+def policy(method: str, data: Data, size: Size, seed: int, *, best: bool = False) -> Training:
+    """A policy's training.
+
+    Args:
+        method: an entry of `METHODS`.
+        data: what it is trained on.
+        size: of the work.
+        seed: of the training.
+        best: evaluate on the way, so that there is a best checkpoint besides the last one.
+    """
+    kind = METHODS[method]
+    config = replace(
+        kind.config(data, size),
+        steps=size.policy_steps,
+        seed=seed,
+        device=size.device,
+        threads=1,
+        log_every=max(1, min(100, size.policy_steps // 20)),
+        checkpoint_every=max(1, size.policy_steps // 10),
+        evaluation_every=max(1, size.policy_steps // 5) if best else 0,
+        evaluation_seed=CHOOSING_SEED,
+        progress=False,
+    )
+    return Training(trainer=kind.trainer, data=data, config=config)
+
+
+def critic(data: Data, size: Size, seed: int, method: str = "iql", **changes: Any) -> Training:
+    """A critic's training; `changes` are fields of its configuration."""
+    kind = CRITICS[method]
+    config = replace(
+        kind.config(data, size),
+        steps=size.critic_steps,
+        seed=seed,
+        device=size.device,
+        threads=1,
+        log_every=max(1, min(500, size.critic_steps // 20)),
+        checkpoint_every=max(1, size.critic_steps // 4),
+        progress=False,
+        **changes,
+    )
+    return Training(trainer=kind.trainer, data=data, config=config)
+
+
+def refinement(data: Data, **changes: Any) -> Options:
+    """The refinement that a study takes where it does not vary it."""
+    base = {**REFINEMENT, "step_size": 0.1} if is_bandit(data) else REFINEMENT
+    return options(**{**base, **changes})
+
+
+def is_bandit(data: Data) -> bool:
+    """Whether episodes are one step long."""
+    return data.made_by in ("toy", "bandit") or data.id.startswith("dtag/toy/")
+
+
+def family(data: Data) -> str:
+    """The environment, and the tier where there is one, as `training/config.py` names them."""
+    task = task_name(data.id) or ""
+    if "maze" in task:
+        return task.removesuffix("-dense").replace("pointmaze", "maze2d").replace("-open", "-umaze")
+    if task not in LOCOMOTION:
+        raise ValueError(
+            f"data: no settings for {data.id!r}; expected one of a bandit, a maze, "
+            f"{', '.join(LOCOMOTION)}"
+        )
+    for tier in ("medium-replay", "medium-expert", "medium"):
+        if tier in data.id.replace("_", "-"):
+            return f"{task}-{tier}"
+    return task
+
+
+def _sequence(kind: Any) -> Callable[[Data, Size], PolicyConfig]:
+    return lambda data, size: _sequence_config(kind, data, size)
+
+
+def _sequence_config(kind: Any, data: Data, size: Size) -> PolicyConfig:
+    if is_bandit(data):
+        model = ModelConfig(
+            kind=kind,
+            context_length=2,
+            blocks=1,
+            embedding_dim=64,
+            attention_heads=4,
+            max_timestep=8,
+            rtg_scale=1.0,
+        )
+        # A DT is asked for the return of the best action.
+        return PolicyConfig(
+            model=model,
+            learning_rate=1e-3,
+            warmup_steps=0,
+            optimizer="adamw" if kind == "dt" else "lamb",
+            target_return=1.0 if kind == "dt" else None,
+        )
+    preset = policy_preset(kind, family(data))
+    if size.scale == "published":
+        return preset
+    tiny = size.scale == "tiny"
+    width, blocks = (32, 1) if tiny else (128, 3)
+    context = min(preset.model.context_length, 5 if tiny else 20)
+    model = replace(
+        preset.model,
+        embedding_dim=width,
+        blocks=blocks,
+        attention_heads=2 if tiny else 4,
+        context_length=context,
+    )
+    return replace(
+        preset,
+        model=model,
+        batch_size=64,
+        learning_rate=1e-3,
+        warmup_steps=size.policy_steps // 10,
+        evaluation_episodes=4 if tiny else 10,
+        evaluation_envs=4 if tiny else 10,
+    )
+
+
+def _iql(data: Data, size: Size) -> CriticConfig:
+    if is_bandit(data):
+        return CriticConfig(hidden=(64, 64), learning_rate=3e-3, reward_scaling="none")
+    name = family(data)
+    # Normalised observations, and AntMaze's expectile in mazes, for which IQL has no setting.
+    config = replace(critic_preset("iql", name), normalize_observations=True)
+    if name.startswith("maze2d"):
+        config = replace(config, expectile=0.9)
+    return config if size.scale != "tiny" else replace(config, hidden=(64, 64))
+
+
+METHODS = {
+    "dt": Method("Decision Transformer", "sequence", _sequence("dt")),
+    "reinformer": Method("Reinformer", "sequence", _sequence("reinformer")),
+}
+CRITICS = {"iql": CriticMethod("IQL", "iql", _iql)}

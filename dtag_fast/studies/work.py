@@ -1,0 +1,274 @@
+"""The work of a study: train what has to be trained, measure one run. Engines call it anywhere.
+
+Three tables say what can be named in a declaration; an entry is all that a new method, token
+predictor or probe needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dtag_fast import checkpoint
+from dtag_fast.acting.policy import Policy
+from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
+from dtag_fast.data.trajectories import Trajectories
+from dtag_fast.evaluation.periodic import policy_evaluation
+from dtag_fast.evaluation.rollout import evaluate
+from dtag_fast.models.critic import Critic
+from dtag_fast.refinement import Refiner
+from dtag_fast.studies import judge
+from dtag_fast.studies.declare import Run, Training, policy_config
+from dtag_fast.threads import torch_threads
+from dtag_fast.training.loop import TrainingDiverged
+
+DIVERGED_FILE = "diverged.json"
+TIMED_CALLS = 100
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How one kind of policy or critic is trained and loaded, as "module:name"s.
+
+    `train` is called as `train_policy` and `train_critic` are; `load` with the run's folder and,
+    for a policy, the checkpoint.
+    """
+
+    train: str
+    load: str
+
+
+TRAINERS = {
+    "sequence": Trainer(
+        "dtag_fast.training.sequence:train_policy", "dtag_fast.acting.policy:Policy.load"
+    ),
+    "iql": Trainer("dtag_fast.training.iql:train_critic", "dtag_fast.models.critic:Critic.load"),
+}
+
+# name: (the policy with its own predictor, the run, its critic or None, **options) -> predictor.
+Predictor = Callable[..., TokenPredictor]
+
+
+def _own(policy: Policy, run: Run, critic: Critic | None) -> TokenPredictor:
+    """What the kind of model uses by itself: its return head, or its configured target."""
+    return policy.token_predictor
+
+
+def _return_head(policy: Policy, run: Run, critic: Critic | None) -> TokenPredictor:
+    return ReturnHead()
+
+
+def _fixed(
+    policy: Policy, run: Run, critic: Critic | None, target_return: float | None = None
+) -> TokenPredictor:
+    """A fixed target: the one given, or that of the policy's configuration."""
+    if target_return is None:
+        target_return = policy_config(run.policy).target_return
+    if target_return is None:
+        raise ValueError("predictor_options: the predictor 'fixed' needs a target_return")
+    return FixedTarget(target_return)
+
+
+PREDICTORS: dict[str, Predictor] = {"own": _own, "return-head": _return_head, "fixed": _fixed}
+
+# name: (critic, its configuration, the run's data) -> figures.
+PROBES: dict[str, Callable[[Critic, Any, Trajectories], dict[str, float]]] = {
+    "critic-quality": judge.critic_quality,
+}
+
+
+def named(path: str) -> Any:
+    """The object that "module:name.name" means."""
+    module, _, names = path.partition(":")
+    value: Any = importlib.import_module(module)
+    for name in names.split("."):
+        value = getattr(value, name)
+    return value
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def is_trained(training: Training, folder: Path) -> bool:
+    """Whether a folder holds this training's end: all its steps, or where it diverged."""
+    if (folder / DIVERGED_FILE).is_file():
+        return True
+    if checkpoint.pointed(folder, "last") is None:
+        return False
+    return int(checkpoint.read_state(folder)["step"]) >= training.config.steps
+
+
+def train(training: Training, data: Trajectories, folder: Path) -> None:
+    """Train into a folder, or go on where an earlier call was cut short.
+
+    A training that diverges is a result, too: it leaves `DIVERGED_FILE`.
+    """
+    config = replace(training.config, progress=False, tensorboard=False)
+    wants_evaluation = training.kind == "policy" and config.evaluation_every > 0
+    evaluation = policy_evaluation(data, policy_config(training)) if wants_evaluation else None
+    try:
+        named(TRAINERS[training.trainer].train)(
+            data, config, folder, resume=True, evaluate=evaluation
+        )
+    except TrainingDiverged as error:
+        checkpoint.write_json(folder / DIVERGED_FILE, {"what": str(error)})
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+class SampledRefiner(Refiner):
+    """Refinement from several starting points: the action given and others around it.
+
+    Args:
+        critic: of the refinement.
+        samples: N, the action itself included.
+        noise: standard deviation of the others, in units of half the box.
+        seed: of the noise.
+        options: of `Refiner`; with steps=0 this is best-of-N.
+    """
+
+    def __init__(
+        self, critic: Critic, *, samples: int, noise: float, seed: int, **options: Any
+    ) -> None:
+        super().__init__(critic, **options)
+        low, high = self.options.low, self.options.high
+        half = (torch.as_tensor(high) - torch.as_tensor(low)) / 2
+        self._scale = (noise * half).float()
+        self._samples = samples
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, observations: Any, actions: Any) -> Any:
+        """As `Refiner`, for actions [B, A]."""
+        points: Tensor = actions.unsqueeze(1).repeat(1, self._samples, 1)
+        noise = torch.randn(points[:, 1:].shape, generator=self._generator)
+        points[:, 1:] += noise * self._scale
+        refined, info = super().__call__(observations, points)
+        # From the policy's own action, as without samples, not from the point it grew from.
+        distance = torch.linalg.vector_norm(refined - actions, dim=-1)
+        return refined, replace(info, distance=distance)
+
+
+def actor(run: Run, folders: Mapping[str, Path]) -> Policy:
+    """The policy that a run acts with."""
+    load_policy = named(TRAINERS[run.policy.trainer].load)
+    policy: Policy = load_policy(folders[run.policy.key], run.checkpoint)
+    critic = load_critic(run.critic, folders)
+    predictor = PREDICTORS[run.predictor](policy, run, critic, **dict(run.predictor_options))
+    if predictor is not policy.token_predictor:
+        policy = Policy(policy.model, predictor)
+    if run.refinement is None:
+        return policy
+    assert critic is not None
+    keywords = dict(run.refinement)
+    refined = policy.with_refinement(critic, **keywords)
+    if run.samples == 1:
+        return refined
+    assert refined.refiner is not None
+    context_action = keywords.pop("context_action", "refined")
+    keywords.setdefault("bounds", (refined.action_low, refined.action_high))
+    sampled = SampledRefiner(
+        critic,
+        samples=run.samples,
+        noise=run.noise,
+        seed=run.env_seed,
+        return_info=True,
+        **keywords,
+    )
+    return Policy(policy.model, predictor, refiner=sampled, context_action=context_action)
+
+
+def load_critic(training: Training | None, folders: Mapping[str, Path]) -> Critic | None:
+    """The critic of a training, or None of none."""
+    if training is None:
+        return None
+    critic: Critic = named(TRAINERS[training.trainer].load)(folders[training.key])
+    return critic
+
+
+def measure(run: Run, data: Trajectories, folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Act, and take the figures that the run asks for.
+
+    Args:
+        run: the run.
+        data: its dataset.
+        folders: of each of its trainings, by key.
+
+    Returns:
+        JSON values: "status" ("done", or "diverged" if a training did), "result", what is the same
+        wherever it runs, and "timing", what is not.
+    """
+    for training in run.trainings:
+        file = folders[training.key] / DIVERGED_FILE
+        if file.is_file():
+            what = checkpoint.read_json(file)["what"]
+            return {"status": "diverged", "result": {"what": what}, "timing": {}}
+    if data.info.env_spec is None:
+        raise ValueError(f"{data.info.id}: names no environment to act in")
+    with torch_threads(1):
+        policy = actor(run, folders)
+        evaluation = evaluate(
+            policy,
+            data.info.env_spec,
+            run.episodes,
+            run.env_seed,
+            num_envs=min(16, run.episodes),
+            references=data.info.references,
+        )
+        result: dict[str, Any] = {
+            "returns": evaluation.returns.tolist(),
+            "lengths": evaluation.lengths.tolist(),
+            "references": [asdict(reference) for reference in data.info.references],
+        }
+        if run.refinement is not None:
+            weights = evaluation.lengths / evaluation.lengths.sum()
+            for name in ("q_gain", "distance", "best_step"):
+                values = [getattr(episode, name) for episode in evaluation.episodes]
+                result[name] = float(weights @ np.array(values, dtype=np.float64))
+        critic, second = load_critic(run.critic, folders), load_critic(run.judge, folders)
+        for name in run.probes:
+            assert critic is not None
+            assert run.critic is not None
+            result |= PROBES[name](critic, run.critic.config, data)
+        if second is not None:
+            assert policy.refiner is not None
+            assert critic is not None
+            result |= judge.confirmed_gain(policy, policy.refiner, critic, second, data)
+        timing = {
+            "policy_ms": evaluation.policy_ms,
+            "refinement_ms": evaluation.refinement_ms,
+            "env_ms": evaluation.env_ms,
+            "wall_s": evaluation.wall_s,
+            **_latency(policy, data),
+        }
+    return {"status": "done", "result": result, "timing": timing}
+
+
+def _latency(policy: Policy, data: Trajectories) -> dict[str, float]:
+    """Median time in µs of acting in one environment, and of the refinement in it."""
+    policy.reset()
+    model, refinement = [], []
+    steps = min(TIMED_CALLS, policy.model.config.max_timestep - 2)
+    rng = np.random.default_rng(0)
+    began = time.perf_counter()
+    for index in rng.integers(data.steps, size=steps):
+        policy.act(data.observations[index], 0.0)
+        assert policy.last_timing is not None
+        model.append(1000 * policy.last_timing.model_ms)
+        refinement.append(1000 * policy.last_timing.refinement_ms)
+        if len(model) >= 10 and time.perf_counter() - began > 1.0:
+            break  # slow ones need no more
+    half = len(model) // 2  # the first calls compile, allocate and warm up
+    return {
+        "model_us": statistics.median(model[half:]),
+        "refinement_us": statistics.median(refinement[half:]),
+    }

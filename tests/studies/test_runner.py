@@ -1,0 +1,284 @@
+"""A study is done once, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtag_fast import checkpoint
+from dtag_fast.data.generate import make
+from dtag_fast.studies import datasets as stored
+from dtag_fast.studies.declare import Data, Run, Training, options
+from dtag_fast.studies.engine import Job, Outcome, perform
+from dtag_fast.studies.engine_local import LocalEngine, available_bytes
+from dtag_fast.studies.rows import ROWS_FILE, read_rows
+from dtag_fast.studies.runner import FAILURES_FILE, Report, run_study
+from dtag_fast.studies.work import DIVERGED_FILE
+from tests.studies.conftest import TOY, toy_runs
+
+ROOT = Path(__file__).parents[2]
+
+
+class HereEngine:
+    """Does each job at once, in this process, or fails as told."""
+
+    def __init__(self, outcomes: dict[str, list[Outcome]] | None = None) -> None:
+        self.outcomes = outcomes or {}
+        self.jobs: list[Job] = []
+        self.waiting: list[Job] = []
+
+    @property
+    def free(self) -> int:
+        return 3 - len(self.waiting)
+
+    def start(self, job: Job) -> None:
+        self.jobs.append(job)
+        self.waiting.append(job)
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        job = self.waiting.pop(0)
+        planned = self.outcomes.get(job.key)
+        if planned:
+            return [(job, planned.pop(0))]
+        try:
+            return [(job, Outcome(perform(job)))]
+        except ValueError as error:
+            return [(job, Outcome(error=str(error)))]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def datasets(datasets_folder: Path) -> None:
+    pass
+
+
+@pytest.fixture
+def local() -> Iterator[LocalEngine]:
+    engine = LocalEngine(2)
+    yield engine
+    engine.close()
+
+
+def do(runs: list[Run], engine: Any, folder: Path, **options: Any) -> Report:
+    return run_study(runs, engine, folder, folder / "trainings", **options)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What does not depend on where and when it was measured."""
+    rows = read_rows(folder / ROWS_FILE)
+    return {key: (row["status"], row["result"], row["data"]) for key, row in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("expected")
+    with pytest.MonkeyPatch.context() as patch:
+        base = tmp_path_factory.getbasetemp() / "study-datasets"
+        patch.setenv("MINARI_DATASETS_PATH", str(base))
+        do(toy_runs(), HereEngine(), folder)
+    return results(folder)
+
+
+def test_every_run_has_a_row_with_what_it_found(expected: dict[str, Any]) -> None:
+    runs = toy_runs()
+    assert set(expected) == {run.key for run in runs}
+    for run in runs:
+        status, result, data = expected[run.key]
+        assert status == "done"
+        assert len(result["returns"]) == run.episodes
+        assert data["steps"] == 100
+        assert ("q_gain" in result) == (run.refinement is not None)
+
+
+def test_a_second_call_does_nothing(tmp_path: Path) -> None:
+    runs = toy_runs(1)
+    first = HereEngine()
+    lines: list[str] = []
+    report = do(runs, first, tmp_path, say=lines.append)
+    assert report.done == 2
+    assert [line.partition(" ")[0] for line in lines] == ["3", "2", "1", "0"]
+    content = (tmp_path / ROWS_FILE).read_bytes()
+    second = HereEngine()
+    report = do(runs, second, tmp_path)
+    assert (report.done, set(report.rows)) == (0, {run.key for run in runs})
+    assert second.jobs == []
+    assert (tmp_path / ROWS_FILE).read_bytes() == content
+
+
+def test_trainings_are_shared_and_done_once(tmp_path: Path) -> None:
+    runs = toy_runs(1)
+    more = [replace(runs[1], refinement=options(steps=n), labels=options(n=n)) for n in (1, 2)]
+    engine = HereEngine()
+    do(runs, engine, tmp_path)
+    again = HereEngine()
+    do([*runs, *more, more[0]], again, tmp_path)
+    assert sum(isinstance(job.work, Training) for job in engine.jobs) == 2
+    assert [job.work for job in again.jobs] == more
+    named = checkpoint.read_json(tmp_path / "trainings.json")
+    assert named.keys() == {t.key for run in runs for t in run.trainings}
+
+
+def test_processes_give_what_one_process_gives(
+    tmp_path: Path, local: LocalEngine, expected: dict[str, Any]
+) -> None:
+    do(toy_runs(), local, tmp_path)
+    assert results(tmp_path) == expected
+    assert 1 <= len(local.processes) <= 2
+
+
+def test_a_killed_worker_costs_its_job_another_attempt(
+    tmp_path: Path, local: LocalEngine, expected: dict[str, Any]
+) -> None:
+    killed: list[int] = []
+
+    def kill(line: str) -> None:
+        if not killed:
+            killed.extend(local.processes)
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    report = do(toy_runs(), local, tmp_path, say=kill)
+    assert killed
+    assert report.failures == {}
+    assert not set(killed) & set(local.processes)
+    assert results(tmp_path) == expected
+
+
+def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path, expected: dict[str, Any]) -> None:
+    code = """
+import sys
+from pathlib import Path
+from dtag_fast.studies.engine_local import LocalEngine
+from dtag_fast.studies.runner import run_study
+from tests.studies.conftest import toy_runs
+if __name__ == "__main__":
+    engine = LocalEngine(1)
+    out = Path(sys.argv[1])
+    run_study(toy_runs(), engine, out, out / "trainings", lambda line: print(line, flush=True))
+"""
+    script = tmp_path / "driver.py"
+    script.write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "done: run" in line:
+            break
+    children = _children(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    there = results(tmp_path)
+    assert there
+    assert len(there) < len(expected)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "a worker outlives its driver"
+        time.sleep(0.05)
+    content = (tmp_path / ROWS_FILE).read_bytes()
+    do(toy_runs(), HereEngine(), tmp_path)
+    assert (tmp_path / ROWS_FILE).read_bytes().startswith(content)
+    assert results(tmp_path) == expected
+
+
+def _children(process: int) -> list[int]:
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def test_what_is_lost_again_and_again_is_a_failure(tmp_path: Path) -> None:
+    unrefined, refined = toy_runs(1)
+    lost = [Outcome(error="out of memory", lost=True) for _ in range(3)]
+    engine = HereEngine({refined.key: lost})
+    report = do([unrefined, refined], engine, tmp_path)
+    assert set(report.rows) == {unrefined.key}
+    assert report.retried == 2
+    assert list(report.failures) == [refined.key]
+    assert "out of memory" in report.failures[refined.key]
+    assert checkpoint.read_json(tmp_path / FAILURES_FILE) == report.failures
+    assert do([unrefined, refined], HereEngine(), tmp_path).failures == {}
+    assert not (tmp_path / FAILURES_FILE).exists()
+
+
+def test_a_failed_training_fails_its_runs_and_no_others(tmp_path: Path) -> None:
+    runs = toy_runs(2)
+    assert runs[1].critic is not None
+    engine = HereEngine({runs[1].critic.key: [Outcome(error="broken")]})
+    report = do(runs, engine, tmp_path)
+    assert set(report.failures) == {runs[1].critic.key, runs[1].key}
+    assert set(report.rows) == {run.key for run in runs} - {runs[1].key}
+
+
+def test_a_diverged_training_is_a_result(tmp_path: Path) -> None:
+    runs = toy_runs(1)
+    wild = replace(runs[1].critic.config, learning_rate=1e30)  # type: ignore[union-attr]
+    run = replace(runs[1], critic=replace(runs[1].critic, config=wild))  # type: ignore[type-var]
+    report = do([run], HereEngine(), tmp_path)
+    assert report.failures == {}
+    assert report.rows[run.key]["status"] == "diverged"
+    assert (tmp_path / "trainings" / run.trainings[1].key / DIVERGED_FILE).exists()
+
+
+def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    data = Data(id="dtag/toy/changing-v0")
+    make("toy", steps=50, id=data.id)
+    do(toy_runs(1, data), HereEngine(), tmp_path)
+    make("toy", steps=60, id=data.id, force=True)
+    stored.load.cache_clear()  # as in a new process
+    stored.fingerprint.cache_clear()
+    with pytest.raises(ValueError, match="rows of 'dtag/toy/changing-v0' with the finger"):
+        do(toy_runs(1, data), HereEngine(), tmp_path)
+
+
+def test_missing_data_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    data = replace(TOY, id="dtag/hopper/medium-v0", made_by=None, steps=None)
+    runs = [
+        replace(run, data=data, policy=replace(run.policy, data=data), critic=None, refinement=None)
+        for run in toy_runs(1)[:1]
+    ]
+    engine = HereEngine()
+    with pytest.raises(FileNotFoundError, match="dtag data collect --env Hopper-v5 --tier medium"):
+        do(runs, engine, tmp_path)
+    assert engine.jobs == []
+    assert not (tmp_path / ROWS_FILE).exists()
+
+
+def test_no_more_workers_than_fit_into_memory() -> None:
+    free = [10**12]
+    engine = LocalEngine(3, available=lambda: free[0])
+    try:
+        run = toy_runs(1)[0]
+        job = Job(replace(run, predictor="no such"), {run.policy.key: Path("nowhere")})
+        assert engine.free == 1
+        engine.start(job)
+        assert engine.free == 1
+        free[0] = 10**8
+        assert engine.free == 0  # one works, and there is no room for a second
+        ((ended, outcome),) = engine.wait()
+        assert ended is job
+        assert outcome.error is not None
+        assert not outcome.lost
+        assert engine.free == 1  # the idle one
+    finally:
+        engine.close()
+    assert engine.processes == []
+
+
+def test_what_the_system_says_of_its_memory() -> None:
+    found = available_bytes()
+    assert found is None or found > 10**6

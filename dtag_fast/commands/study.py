@@ -131,6 +131,7 @@ class Study:
     ) -> bool:
         """One study; whether all of it has a row."""
         from dtag_fast.studies.runner import run_study
+        from dtag_fast.studies.study_report import write_study
 
         console.print(f"[bold]{study.name}[/bold]: {study.title}", soft_wrap=True)
         trainings = self.trainings or (out.parent if self.name == "all" else out) / "trainings"
@@ -138,13 +139,26 @@ class Study:
         def say(line: str) -> None:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
-        report = run_study(study.runs(size, data), engine, out, trainings, say)
+        runs = study.runs(size, data)
+        report = run_study(runs, engine, out, trainings, say)
+        page = write_study(
+            study, size, data, runs, report.rows, out, trainings, [f"dtag study {self._words()}"]
+        )
         console.print(
-            f"{len(report.rows)} rows, {report.done} of them new, in {out}", soft_wrap=True
+            f"{len(report.rows)} rows, {report.done} of them new. Report: {page}", soft_wrap=True
         )
         for what in report.failures.values():
             console.print(f"[bold]failed:[/bold] {what}", soft_wrap=True)
         return not report.failures
+
+    def _words(self) -> str:
+        """What to type to do the same again, but for where it goes."""
+        words = [self.name, f"--budget {self.budget}", *(f"--data {id}" for id in self.data)]
+        for each in fields(self.size):
+            value = getattr(self.size, each.name)
+            if value is not None:
+                words.append(f"--size.{each.name.replace('_', '-')} {value}")
+        return " ".join(words)
 
     def _list(self, console: Console) -> None:
         from rich import box

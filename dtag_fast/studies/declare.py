@@ -12,9 +12,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dtag_fast.training.config import CriticConfig, PolicyConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from dtag_fast.studies.show import Show
 
 Budget = Literal["smoke", "small", "paper"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
@@ -229,7 +232,9 @@ class Study:
         data: what it runs on, by budget, unless told otherwise.
         sizes: by budget.
         grid: the runs for a size and datasets.
+        shows: tables and plots of the rows, in their order.
         choices: what the source leaves open and what was chosen.
+        published: tables of `published.py` to print beside.
     """
 
     name: str
@@ -239,7 +244,9 @@ class Study:
     data: Mapping[Budget, tuple[Data, ...]]
     sizes: Mapping[Budget, Size]
     grid: Grid
+    shows: tuple[Show, ...]
     choices: str
+    published: tuple[str, ...] = ()
 
     def runs(self, size: Size, data: Sequence[Data]) -> list[Run]:
         """The grid: at least one run, no two with the same labels."""

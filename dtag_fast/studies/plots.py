@@ -143,6 +143,7 @@ class ScoreRow:
         values: return or score of each episode.
         interval: of their mean, 95 %.
         seeds: of the environment in each episode; episodes of one seed are joined by a line.
+        center: what the interval is of; the mean unless given.
     """
 
     method: str
@@ -150,6 +151,7 @@ class ScoreRow:
     values: Sequence[float]
     interval: tuple[float, float]
     seeds: Sequence[int | None] | None = None
+    center: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.values) == 0:
@@ -162,6 +164,10 @@ class ScoreRow:
     @property
     def mean(self) -> float:
         return float(np.mean(self.values))
+
+    @property
+    def middle(self) -> float:
+        return self.mean if self.center is None else self.center
 
     @classmethod
     def of(
@@ -183,12 +189,20 @@ class ScoreRow:
 
 
 @styled
-def scores(rows: Sequence[ScoreRow], *, label: str = "return") -> Figure:
-    """Every episode as a point, each policy's mean with its interval, refined below unrefined.
+def scores(
+    rows: Sequence[ScoreRow],
+    *,
+    label: str = "return",
+    point: str = "one episode",
+    center: str = "mean",
+) -> Figure:
+    """Every value as a point, each policy's center with its interval, refined below unrefined.
 
     Args:
         rows: in the order in which to show the methods.
         label: what the values are, for the axis.
+        point: what one of them belongs to.
+        center: what the rows' centers are.
     """
     if not rows:
         raise ValueError("rows: expected at least one")
@@ -213,7 +227,7 @@ def scores(rows: Sequence[ScoreRow], *, label: str = "return") -> Figure:
     axes.text(
         1.02,
         0.0,
-        "mean [95 %]",
+        f"{center} [95 %]",
         transform=axes.get_yaxis_transform(),
         va="center",
         fontsize=9,
@@ -232,9 +246,7 @@ def scores(rows: Sequence[ScoreRow], *, label: str = "return") -> Figure:
         for refined, (name, colour) in colours.items()
         if refined in {row.refined for row in rows}
     ]
-    handles.append(
-        Line2D([], [], color=FAINT, marker="o", markersize=4, linestyle="", label="one episode")
-    )
+    handles.append(Line2D([], [], color=FAINT, marker="o", markersize=4, linestyle="", label=point))
     figure.legend(handles=handles, loc="outside upper left", ncols=3, columnspacing=1.2)
     return figure
 
@@ -245,12 +257,14 @@ def _draw_row(axes: Any, row: ScoreRow, line: float) -> None:
     # Beside the points, away from the lines to the other row.
     offset = line + (0.3 if row.refined else -0.3)
     axes.plot(row.interval, (offset, offset), color=colour, linewidth=2.2, solid_capstyle="butt")
-    axes.plot(row.mean, offset, "D", color=colour, markersize=7, markeredgecolor="white", zorder=4)
+    axes.plot(
+        row.middle, offset, "D", color=colour, markersize=7, markeredgecolor="white", zorder=4
+    )
     low, high = row.interval
     axes.text(
         1.02,
         line,
-        f"{_short(row.mean)} [{_short(low)}, {_short(high)}]",
+        f"{_short(row.middle)} [{_short(low)}, {_short(high)}]",
         transform=axes.get_yaxis_transform(),
         va="center",
         fontsize=9,

@@ -62,6 +62,20 @@ class Commands:
 
 
 @dataclass(frozen=True)
+class Links:
+    """Names with files beside the page, whose paths are relative to it."""
+
+    files: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for name, path in self.files.items():
+            if not re.fullmatch(
+                r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", path
+            ):
+                raise ValueError(f"files[{name!r}]: expected a relative path, got {path!r}")
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of a table; a cell is text, a number, an `Estimate`, or None for an empty one.
 
@@ -96,7 +110,7 @@ class Plot:
             raise ValueError(f"name: expected letters, digits, - and _, got {self.name!r}")
 
 
-Item = Text | Facts | Commands | Table | Plot
+Item = Text | Facts | Commands | Links | Table | Plot
 
 
 @dataclass(frozen=True)
@@ -216,6 +230,11 @@ def _item(item: Item, images: Mapping[str, bytes]) -> str:
             return f"<dl>{rows}</dl>"
         case Commands(lines):
             return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
+        case Links(files):
+            links = " \N{MIDDLE DOT} ".join(
+                f'<a href="{escape(path)}">{escape(name)}</a>' for name, path in files.items()
+            )
+            return f'<p class="links">{links}</p>'
         case Table():
             return _table(item)
         case Plot(name, _, caption, alt):
@@ -224,7 +243,9 @@ def _item(item: Item, images: Mapping[str, bytes]) -> str:
                 f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
                 f"<figcaption>{escape(caption)}</figcaption></figure>"
             )
-    raise TypeError(f"items: expected one of Text, Facts, Commands, Table, Plot, got {item!r}")
+    raise TypeError(
+        f"items: expected one of Text, Facts, Commands, Links, Table, Plot, got {item!r}"
+    )
 
 
 def _table(table: Table) -> str:
@@ -316,6 +337,8 @@ h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-top: 1rem;
   border-top: 1px solid var(--line); }
 p { margin: .75rem 0; }
 .lead { font-size: 1.1rem; color: var(--faint); }
+a { color: inherit; text-decoration-color: var(--accent); text-underline-offset: .2em; }
+.links { font-size: .85rem; color: var(--faint); }
 .scroll { overflow-x: auto; margin: 1rem 0 0; }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; }
 .note, figcaption { color: var(--faint); font-size: .85rem; margin: .6rem 0 0; }

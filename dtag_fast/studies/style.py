@@ -7,7 +7,7 @@ colours everywhere. Figures are plain `matplotlib.figure.Figure`s, without pyplo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -19,6 +19,17 @@ P = ParamSpec("P")
 WIDTH = 4.8  # inches
 DPI = 200  # of the PNG files: 960 pixels
 UNREFINED, REFINED = "#0072B2", "#D55E00"
+# Of methods and critics, by their labels: the same in every figure. What has no colour of its own
+# takes those of the cycle that are left, in turn.
+COLOURS = {
+    "Decision Transformer": "#0072B2",
+    "Reinformer": "#009E73",
+    "BC": "#7F7F7F",
+    "IQL": "#CC79A7",
+    "TD3+BC": "#E69F00",
+    "CQL": "#56B4E9",
+}
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 INK, FAINT = "#26323d", "#8a97a3"
 STYLE: Any = {
     "font.size": 10,
@@ -47,6 +58,14 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
 }
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each of some names, the same wherever a name has one of its own."""
+    own = {name: COLOURS[name] for name in names if name in COLOURS}
+    rest = [colour for colour in CYCLE if colour not in own.values()] or list(CYCLE)
+    others = [name for name in names if name not in own]
+    return own | {name: rest[i % len(rest)] for i, name in enumerate(others)}
 
 
 def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:

@@ -23,7 +23,7 @@ def test_a_study_runs_and_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: 
     command = ["study", "toy", "--budget", "smoke", "--workers", "1", *SMALLEST]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "4 rows, 4 of them new, in runs/studies/toy-smoke" in out
+    assert "4 rows, 4 of them new. Report: runs/studies/toy-smoke/report.html" in out
     rows = read_rows(tmp_path / "runs" / "studies" / "toy-smoke" / ROWS_FILE)
     assert len(rows) == 4
     assert main(command) == 0

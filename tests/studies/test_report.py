@@ -19,6 +19,7 @@ from dtag_fast.studies.report import (
     Commands,
     Estimate,
     Facts,
+    Links,
     Plot,
     Section,
     Table,
@@ -111,6 +112,17 @@ def test_everything_given_is_escaped_and_there(tmp_path: Path) -> None:
     assert "a < b\nc" in page.text
     assert source.count('<tr class="emphasized">') == 1
     assert "<p>one</p>\n<p>two " in source
+
+
+def test_links_lead_to_files_beside_the_page(tmp_path: Path) -> None:
+    links = Links({f"rows {NASTY}": "rows.jsonl", "LaTeX": "tables/scores.tex"})
+    page = Page(write_report(tmp_path, "x", [Section("Files", [links])]).read_text())
+    found = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert found == ["rows.jsonl", "tables/scores.tex"]
+    assert f"rows {NASTY} · LaTeX" in page.text
+    for path in ("../up", "/etc", "https://x", "a//b", "", "javascript:x"):
+        with pytest.raises(ValueError, match=r"files\['x'\]: expected a relative path"):
+            Links({"x": path})
 
 
 def test_plots_beside_the_page_are_those_in_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from dtag_fast.studies import recipes
 from dtag_fast.studies.declare import Data, Run, Size, Study, options
+from dtag_fast.studies.show import LandscapeShow, PairShow, TableShow
 
 TOY = Data(id="dtag/toy/bandit-v0", made_by="toy", steps=1_000)
 
@@ -47,6 +48,16 @@ TOY_STUDY = Study(
         ),
     },
     grid=_grid,
+    shows=(
+        TableShow(
+            title="Scores",
+            rows=("method", "refined"),
+            measures=("return", "score", "difference", "distance", "q_gain"),
+            note="Score 0: uniform random actions; 100: the optimum.",
+        ),
+        PairShow(title="Every seed", rows=("method",)),
+        LandscapeShow(),
+    ),
     choices="The paper gives the reward and that no action of the data is nearer to 0 than 0.5. "
     "Here actions are uniform on 0.5 < |a| ≤ 1 and positive in 80 % of the cases: with equal "
     "sides a model that answers with the mean would be at the optimum by accident. η is a length, "

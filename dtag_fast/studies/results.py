@@ -1,0 +1,252 @@
+"""The rows of a study as numbers: measures, estimates over training seeds, paired differences.
+
+Aggregation follows Agarwal et al. 2021 (arXiv 2108.13264): a training seed counts as one value, the
+mean over its episodes; the estimate is the interquartile mean; its interval is bootstrapped over
+seeds within each dataset. With a single training seed there is no spread over seeds, and the
+episodes are resampled instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtag_fast.data.references import ReferenceScores
+from dtag_fast.evaluation.scores import (
+    SOURCE_LABELS,
+    Statistic,
+    interquartile_mean,
+    normalized_score,
+    stratified_bootstrap,
+)
+from dtag_fast.studies.declare import Run
+from dtag_fast.studies.report import Estimate
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A run, its row, and the record of the same policy without refinement."""
+
+    run: Run
+    labels: dict[str, Any]
+    row: Mapping[str, Any]
+    partner: Record | None = None
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.row["status"] == "diverged")
+
+    @property
+    def scores(self) -> Floats:
+        """Of the episodes, on the first of the data's scales; their returns where there is none."""
+        returns = np.array(self.row["result"]["returns"], dtype=np.float64)
+        references = self.row["result"]["references"]
+        if not references:
+            return returns
+        return normalized_score(returns, ReferenceScores.from_dict(references[0]))
+
+    @property
+    def scale(self) -> str:
+        """What `scores` are."""
+        references = self.row["result"]["references"]
+        if not references:
+            return "return"
+        return f"{SOURCE_LABELS[references[0]['source']]} score"
+
+    def matches(self, labels: Mapping[str, Any]) -> bool:
+        """Whether it has these labels."""
+        return all(k in self.labels and self.labels[k] == v for k, v in labels.items())
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a record, as one value or as one an episode."""
+
+    label: str
+    of: Callable[[Record], Floats | float | None]
+    digits: int | None = None  # as many as make sense for the size
+
+
+def _score(record: Record) -> Floats:
+    return record.scores
+
+
+def _return(record: Record) -> Floats:
+    return np.array(record.row["result"]["returns"], dtype=np.float64)
+
+
+def _difference(record: Record) -> Floats | None:
+    """Score less that of the unrefined policy, by environment seed."""
+    partner = record.partner
+    if partner is None or partner.diverged:
+        return None
+    return record.scores - partner.scores
+
+
+def _result(name: str) -> Callable[[Record], float | None]:
+    return lambda record: record.row["result"].get(name)
+
+
+def _timing(*names: str) -> Callable[[Record], float | None]:
+    def total(record: Record) -> float | None:
+        found = [record.row["timing"].get(name) for name in names]
+        return None if None in found else float(sum(found))
+
+    return total
+
+
+MEASURES = {
+    "score": Measure("score", _score),
+    "return": Measure("return", _return),
+    "difference": Measure("change by refinement", _difference),
+    "q_gain": Measure("Q gain", _result("q_gain")),
+    "distance": Measure("moved", _result("distance")),
+    "best_step": Measure("chosen candidate", _result("best_step"), digits=1),
+    "refinement_us": Measure("µs refining", _timing("refinement_us")),
+    "action_us": Measure("µs an action", _timing("model_us", "refinement_us")),
+    "critic_bias": Measure("critic's bias", _result("critic_bias"), digits=2),
+    "critic_rank": Measure("critic's rank correlation", _result("critic_rank"), digits=2),
+    "claimed": Measure("claimed gain", _result("claimed")),
+    "confirmed": Measure("confirmed gain", _result("confirmed")),
+    "confirmed_share": Measure("confirmed share", _result("confirmed_share"), digits=2),
+    "relative_gain": Measure("claimed gain / |Q|", _result("relative_gain"), digits=4),
+    "moved": Measure("moved, on the data", _result("moved"), digits=2),
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """All records of a study, in the order of its grid, and where its trainings are."""
+
+    records: tuple[Record, ...]
+    trainings: Path
+    missing: int = 0
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, runs: Sequence[Run], rows: Mapping[str, Mapping[str, Any]], trainings: Path
+    ) -> Results:
+        """The records of those runs that have a row.
+
+        The unrefined record whose other labels a refined one has as well is its partner.
+        """
+        plain = [Record(run, run.label, rows[run.key]) for run in runs if run.key in rows]
+        unrefined = [record for record in plain if record.labels.get("refined") is False]
+        records = []
+        for record in plain:
+            if record.labels.get("refined") is True:
+                found = [o for o in unrefined if record.matches(_but_refined(o.labels))]
+                # Of several the closest, which shares the most labels.
+                partner = max(found, key=lambda o: len(o.labels), default=None)
+                record = Record(record.run, record.labels, record.row, partner)
+            records.append(record)
+        missing = len({run.key for run in runs if run.key not in rows})
+        return cls(tuple(records), trainings, missing)
+
+    def where(self, labels: Mapping[str, Any]) -> Results:
+        """Those records that have these labels."""
+        kept = tuple(record for record in self.records if record.matches(labels))
+        return Results(kept, self.trainings, self.missing)
+
+    def values(self, label: str) -> list[Any]:
+        """What a label is, in the order of appearance; records without it play no part."""
+        return list(dict.fromkeys(r.labels[label] for r in self.records if label in r.labels))
+
+    def groups(self, names: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], Results]]:
+        """The records by the values of some labels, in the order of appearance; None without."""
+        found: dict[tuple[Any, ...], list[Record]] = {}
+        for record in self.records:
+            found.setdefault(tuple(record.labels.get(n) for n in names), []).append(record)
+        for values, records in found.items():
+            yield values, Results(tuple(records), self.trainings, self.missing)
+
+    def scale(self) -> str:
+        """What the scores are; several names where datasets differ."""
+        return " or ".join(dict.fromkeys(r.scale for r in self.records if not r.diverged))
+
+    def estimate(self, measure: str, statistic: Statistic = "iqm") -> Estimate | None:
+        """The measure over all records; None where none of them has it."""
+        strata = self.strata(measure)
+        if not strata:
+            return None
+        values = np.concatenate(strata)
+        center = interquartile_mean(values) if statistic == "iqm" else values.mean()
+        low, high = stratified_bootstrap(strata, statistic)
+        return estimate(float(center), low, high, MEASURES[measure].digits)
+
+    def total(self, measure: str) -> Estimate | None:
+        """The sum over datasets of the mean, as papers print it; None if there are not several."""
+        strata = self.strata(measure)
+        if len(strata) < 2:
+            return None
+        ends = np.cumsum([len(values) for values in strata])[:-1]
+
+        def sum_of_means(values: Floats) -> Floats:
+            parts = np.split(values, ends, axis=-1)
+            total: Floats = np.sum([part.mean(axis=-1) for part in parts], axis=0)
+            return total
+
+        center = float(sum_of_means(np.concatenate(strata)))
+        low, high = stratified_bootstrap(strata, sum_of_means)
+        return estimate(center, low, high, MEASURES[measure].digits)
+
+    def strata(self, measure: str) -> list[Floats]:
+        """A vector for each dataset: a value for each record, or with one record its episodes."""
+        found: dict[Any, list[Floats]] = {}
+        for record in self.records:
+            value = None if record.diverged else MEASURES[measure].of(record)
+            if value is not None:
+                name = record.labels.get("dataset")
+                found.setdefault(name, []).append(np.atleast_1d(np.asarray(value, np.float64)))
+        alone = all(len(values) == 1 for values in found.values())
+        return [
+            values[0] if alone else np.array([v.mean() for v in values])
+            for values in found.values()
+        ]
+
+    @property
+    def seeds(self) -> int:
+        """How many training seeds there are."""
+        return len(self.values("seed"))
+
+
+def value_of(record: Record, measure: str) -> float | None:
+    """A measure of one record, over its episodes; None where it has none."""
+    value = None if record.diverged else MEASURES[measure].of(record)
+    return None if value is None else float(np.mean(value))
+
+
+def estimate(value: float, low: float, high: float, digits: int | None = None) -> Estimate:
+    """With as many digits as make sense for its size."""
+    if digits is None:
+        largest = max(abs(value), abs(low), abs(high))
+        digits = 0 if largest >= 1000 else 1 if largest >= 10 else 2 if largest >= 1 else 3
+    return Estimate(value, low, high, digits)
+
+
+def verdict(found: Estimate) -> str:
+    """Whether a difference is clear: "raises", "lowers" or "does not clearly change"."""
+    if found.low > 0:
+        return "raises"
+    return "lowers" if found.high < 0 else "does not clearly change"
+
+
+def ranked(values: Iterable[Any]) -> list[Any]:
+    """Sorted where they can be, else as they are."""
+    found = list(values)
+    try:
+        return sorted(found)
+    except TypeError:
+        return found
+
+
+def _but_refined(labels: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in labels.items() if name != "refined"}

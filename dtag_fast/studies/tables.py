@@ -1,0 +1,188 @@
+"""Tables of a study: made from its rows, and written as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+
+from dtag_fast.studies.report import Estimate, Table
+from dtag_fast.studies.results import MEASURES, Results
+from dtag_fast.studies.show import NAMES, TableShow
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "η": r"$\eta$",
+    "µ": r"$\mu$",
+    "σ": r"$\sigma$",
+    "τ": r"$\tau$",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "≤": r"$\le$",
+    "×": r"$\times$",
+    "²": "$^2$",
+}
+
+
+def table(show: TableShow, results: Results) -> Table | None:
+    """The table of a declaration; None if no record has what it shows."""
+    if not results.records:
+        return None
+    if show.columns is None:
+        heads = [_head(measure, results) for measure in show.measures]
+        cells = [
+            [group.estimate(m) for m in show.measures] for _, group in results.groups(show.rows)
+        ]
+        totals = [results.total(measure) for measure in show.measures]
+        overall = [results.estimate(measure) for measure in show.measures]
+    else:
+        measure, label = show.measures[0], show.columns
+        columns = results.values(label)
+        heads = [word(label, value) for value in columns]
+        cells = [
+            [group.where({label: value}).estimate(measure) for value in columns]
+            for _, group in results.groups(show.rows)
+        ]
+        totals = [results.where({label: value}).total(measure) for value in columns]
+        overall = [results.where({label: value}).estimate(measure) for value in columns]
+    rows: list[list[object]] = [
+        [*(word(n, v) for n, v in zip(show.rows, values, strict=True)), *found]
+        for (values, _), found in zip(results.groups(show.rows), cells, strict=True)
+    ]
+    # A row or a column without anything is left out.
+    count = len(show.rows)
+    rows = [row for row in rows if any(cell is not None for cell in row[count:])]
+    kept = [i for i in range(len(heads)) if any(row[count + i] is not None for row in rows)]
+    if not kept:
+        return None
+    if show.total and len(results.values("dataset")) > 1:
+        blank = [""] * (count - 1)
+        rows.append(["sum of means", *blank, *totals])
+        rows.append(["all, IQM", *blank, *overall])
+    names = [NAMES.get(name, name) for name in show.rows]
+    return Table(
+        [*names, *(heads[i] for i in kept)],
+        [[*row[:count], *(row[count + i] for i in kept)] for row in rows],
+        caption=f"{caption(show.measures, results)} {show.note}".strip(),
+    )
+
+
+def caption(measures: Any, results: Results) -> str:
+    """What the numbers are."""
+    seeds = results.seeds
+    over = f"{seeds} training seeds" if seeds > 1 else "the episodes of one training seed"
+    text = f"Interquartile means with 95 % bootstrap intervals over {over}."
+    if {"score", "difference"} & set(measures):
+        text += f" Score: {results.scale()}."
+    if "difference" in measures:
+        text += " Changes are paired by environment seed."
+    diverged = sum(record.diverged for record in results.records)
+    if diverged:
+        text += (
+            f" {diverged} of {len(results.records)} runs diverged in training, and are left out."
+        )
+    return text
+
+
+def word(label: str, value: Any) -> str:
+    """A label's value for people."""
+    if label == "refined":
+        return "refined" if value else "unrefined"
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _head(measure: str, results: Results) -> str:
+    if measure == "score":
+        return results.scale()
+    return MEASURES[measure].label
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def markdown(found: Table) -> str:
+    """A table of GitHub's Markdown, its caption below."""
+    lines = [_markdown_row(found.columns), "|" + "|".join("---" for _ in found.columns) + "|"]
+    lines += [_markdown_row([_text(cell) for cell in row]) for row in found.rows]
+    return "\n".join(lines) + "\n" + (f"\n{found.caption}\n" if found.caption else "")
+
+
+def latex(found: Table) -> str:
+    """A tabular with booktabs' rules, its caption in a comment."""
+    lines = [f"% {_one_line(found.caption)}"] if found.caption else []
+    lines.append(rf"\begin{{tabular}}{{{'l' * len(found.columns)}}}")
+    lines += [r"\toprule", " & ".join(map(_latex_text, found.columns)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(_latex_cell, row)) + r" \\" for row in found.rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(found: Table) -> str:
+    """Numbers in full; an estimate takes three columns: the value, low and high."""
+    wide = [
+        any(isinstance(row[i], Estimate) for row in found.rows) for i in range(len(found.columns))
+    ]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            name
+            for column, is_wide in zip(found.columns, wide, strict=True)
+            for name in ([column, f"{column} low", f"{column} high"] if is_wide else [column])
+        ]
+    )
+    for row in found.rows:
+        cells: list[object] = []
+        for cell, is_wide in zip(row, wide, strict=True):
+            if isinstance(cell, Estimate):
+                cells += [cell.value, cell.low, cell.high]
+            else:
+                cells += [cell, None, None] if is_wide else [cell]
+        writer.writerow(["" if cell is None else cell for cell in cells])
+    return out.getvalue()
+
+
+def file_name(title: str) -> str:
+    """A section's title as the name of a file."""
+    plain = title.lower().replace("η", "eta")
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+
+
+def _text(cell: object) -> str:
+    if isinstance(cell, Estimate):
+        value, low, high = (f"{x:.{cell.digits}f}" for x in (cell.value, cell.low, cell.high))
+        return f"{value} [{low}, {high}]"
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    return "" if cell is None else str(cell)
+
+
+def _markdown_row(cells: Any) -> str:
+    return "| " + " | ".join(_one_line(str(cell)).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+
+
+def _latex_cell(cell: object) -> str:
+    if isinstance(cell, Estimate):
+        value, low, high = (f"{x:.{cell.digits}f}" for x in (cell.value, cell.low, cell.high))
+        return rf"${value}$ {{\scriptsize $[{low}, {high}]$}}"
+    return _latex_text(_text(cell))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,332 @@
+"""From rows to tables: partners, estimates, and the files a study leaves."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dtag_fast.studies import recipes, tables
+from dtag_fast.studies.catalog import study
+from dtag_fast.studies.declare import Data, Run, options
+from dtag_fast.studies.published import published
+from dtag_fast.studies.report import Estimate, Plot, Table
+from dtag_fast.studies.results import Results, estimate, value_of
+from dtag_fast.studies.show import CurveShow, PairShow, ScatterShow, TableShow
+from dtag_fast.studies.study_report import finding
+from dtag_fast.studies.style import COLOURS, colours
+from dtag_fast.studies.tables import csv_text, file_name, latex, markdown
+from tests.studies.conftest import TINY
+
+# Score = return here: 0 is 0, and 100 is 100.
+REFERENCE = {"source": "d4rl", "minimum": 0.0, "maximum": 100.0}
+DATA = [Data(id=f"dtag/toy/{name}-v0") for name in ("a", "b")]
+
+
+def made_run(data: Data, seed: int, n: int | None, **labels: Any) -> Run:
+    refinement = None if n is None else options(steps=n)
+    if n is not None:
+        labels["n"] = n
+    return Run(
+        data=data,
+        policy=recipes.policy("dt", data, TINY, seed),
+        critic=recipes.critic(data, TINY, seed),
+        refinement=refinement,
+        episodes=4,
+        labels=options(dataset=data.name, refined=n is not None, seed=seed, method="DT", **labels),
+    )
+
+
+def made_row(run: Run, returns: list[float], **result: Any) -> dict[str, Any]:
+    return {
+        "key": run.key,
+        "labels": run.label,
+        "status": "done",
+        "result": {"returns": returns, "references": [REFERENCE], **result},
+        "timing": {"model_us": 100.0, "refinement_us": 20.0},
+    }
+
+
+def noisy(center: float, seed: int) -> list[float]:
+    return [center + seed + x for x in (-1.0, 0.0, 0.0, 1.0)]
+
+
+@pytest.fixture
+def runs() -> list[Run]:
+    return [made_run(data, seed, n) for data in DATA for seed in range(3) for n in (None, 1, 5, 20)]
+
+
+@pytest.fixture
+def rows(runs: list[Run]) -> dict[str, dict[str, Any]]:
+    """n adds n on the first dataset and takes it away on the second."""
+    found = {}
+    for run in runs:
+        n = run.label.get("n", 0)
+        sign = 1 if run.data == DATA[0] else -1
+        extra = {"q_gain": 0.1 * n, "distance": 0.01 * n} if run.refinement is not None else {}
+        returns = noisy(50.0 + sign * n, run.label["seed"])
+        found[run.key] = made_row(run, returns, **extra)
+    return found
+
+
+@pytest.fixture
+def results(runs: list[Run], rows: Mapping[str, Any]) -> Results:
+    return Results.of(runs, rows, Path("nowhere"))
+
+
+def test_a_partner_is_the_same_policy_without_refinement(results: Results) -> None:
+    for record in results.records:
+        if record.run.refinement is None:
+            assert record.partner is None
+        else:
+            assert record.partner is not None
+            assert record.partner.run.policy == record.run.policy
+            assert record.partner.run.refinement is None
+            n = record.labels["n"]
+            expected = n if record.labels["dataset"] == DATA[0].name else -n
+            assert value_of(record, "difference") == pytest.approx(expected)
+
+
+def test_of_several_partners_the_closest_is_taken() -> None:
+    unrefined = [made_run(DATA[0], 0, None), made_run(DATA[0], 0, None, checkpoint="best")]
+    unrefined[1] = replace(unrefined[1], checkpoint="best")
+    refined = replace(made_run(DATA[0], 0, 3, checkpoint="best"), checkpoint="best")
+    all_runs = [*unrefined, refined]
+    found = Results.of(all_runs, {r.key: made_row(r, [1.0]) for r in all_runs}, Path())
+    assert found.records[2].partner is found.records[1]
+
+
+def test_an_estimate_is_over_seeds_within_datasets(results: Results) -> None:
+    first = results.where({"dataset": DATA[0].name, "n": 5})
+    assert [list(values) for values in first.strata("score")] == [[55.0, 56.0, 57.0]]
+    found = first.estimate("score")
+    assert found is not None
+    assert (found.value, found.digits) == (56.0, 1)
+    assert 55.0 <= found.low < 56.0 < found.high <= 57.0
+    both = results.where({"n": 5}).estimate("difference")
+    assert both is not None
+    assert (both.value, both.low, both.high) == (0.0, 0.0, 0.0)  # +5 and -5, the same for all seeds
+    assert results.where({"n": 7}).estimate("score") is None
+    assert results.where({"refined": False}).estimate("q_gain") is None
+
+
+def test_one_seed_has_its_episodes_resampled(results: Results) -> None:
+    alone = results.where({"dataset": DATA[0].name, "n": 5, "seed": 1})
+    assert [list(values) for values in alone.strata("score")] == [[55.0, 56.0, 56.0, 57.0]]
+    assert "the episodes of one training seed" in tables.caption(("score",), alone)
+
+
+def test_a_total_is_the_sum_of_means(results: Results) -> None:
+    found = results.where({"n": 5}).total("score")
+    assert found is not None
+    assert found.value == pytest.approx((55 + 1) + (45 + 1))
+    assert results.where({"dataset": DATA[0].name}).total("score") is None
+
+
+def test_what_diverged_is_counted_and_left_out(
+    runs: list[Run], rows: dict[str, dict[str, Any]]
+) -> None:
+    lost = next(run for run in runs if run.label.get("n") == 5)
+    rows[lost.key] = {"key": lost.key, "status": "diverged", "result": {"what": "x"}, "timing": {}}
+    found = Results.of(runs, rows, Path())
+    chosen = found.where({"dataset": DATA[0].name, "n": 5})
+    assert [list(values) for values in chosen.strata("score")] == [[56.0, 57.0]]
+    assert "1 of 24 runs diverged" in tables.caption(("score",), found)
+
+
+def test_missing_rows_are_counted(runs: list[Run], rows: dict[str, dict[str, Any]]) -> None:
+    del rows[runs[0].key]
+    found = Results.of(runs, rows, Path())
+    assert found.missing == 1
+    assert "1 runs are missing" in finding(found)
+
+
+def test_the_finding_counts_settings_by_what_refinement_does(results: Results) -> None:
+    text = finding(results)
+    assert "Of 6 settings with refinement it raises the score in 3, lowers the score in 3" in text
+    assert "3 training seeds" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits"), [(1234.5, 0), (123.4, 1), (12.0, 1), (1.2, 2), (0.1, 3), (0.0, 3)]
+)
+def test_digits_fit_the_size(value: float, digits: int) -> None:
+    assert estimate(value, value, value).digits == digits
+
+
+# --- tables ---
+
+
+def table(results: Results, **declared: Any) -> Table:
+    show = TableShow(
+        **{"title": "Scores", "rows": ("dataset", "n"), "measures": ("score",)} | declared
+    )
+    (found,) = show.items(results)
+    assert isinstance(found, Table)
+    return found
+
+
+def test_a_table_has_a_row_for_each_combination(results: Results) -> None:
+    found = table(results, measures=("score", "difference", "q_gain", "refinement_us"))
+    assert found.columns == [
+        "data", "n", "D4RL score", "change by refinement", "Q gain", "µs refining"
+    ]  # fmt: skip
+    assert [row[:2] for row in found.rows] == [
+        [data.name, n] for data in DATA for n in ("", "1", "5", "20")
+    ]
+    assert found.rows[0][3] is None
+    assert found.rows[1][2] == results.where({"dataset": DATA[0].name, "n": 1}).estimate("score")
+    assert "Score: D4RL score." in found.caption
+    assert "paired by environment seed" in found.caption
+
+
+def test_a_label_may_be_the_columns(results: Results) -> None:
+    found = table(results, rows=("dataset",), columns="n", measures=("difference",), total=True)
+    assert found.columns == ["data", "1", "5", "20"]
+    assert [row[0] for row in found.rows] == [*(d.name for d in DATA), "sum of means", "all, IQM"]
+    assert [cell.value for cell in found.rows[0][1:]] == [1.0, 5.0, 20.0]  # type: ignore[attr-defined]
+    assert [cell.value for cell in found.rows[2][1:]] == [0.0, 0.0, 0.0]  # type: ignore[attr-defined]
+
+
+def test_what_has_nothing_to_show_shows_nothing(results: Results) -> None:
+    show = TableShow(title="x", rows=("dataset",), measures=("critic_bias",))
+    assert list(show.items(results)) == []
+    assert list(replace(show, where=options(dataset="none")).items(results)) == []
+
+
+def test_the_same_numbers_in_every_format(results: Results) -> None:
+    found = table(results, rows=("dataset", "n"), measures=("score",), note="A & b_c, 50 %.")
+    rows = list(csv.reader(io.StringIO(csv_text(found))))
+    assert rows[0] == ["data", "n", "D4RL score", "D4RL score low", "D4RL score high"]
+    text, tex = markdown(found), latex(found)
+    lines = text.splitlines()
+    assert lines[0] == "| data | n | D4RL score |"
+    assert text.count("\n| ") == len(found.rows)
+    for row, cells in zip(found.rows, rows[1:], strict=True):
+        cell = row[2]
+        assert isinstance(cell, Estimate)
+        assert [float(c) for c in cells[2:]] == [cell.value, cell.low, cell.high]
+        assert f"| {cell.value:.1f} [{cell.low:.1f}, {cell.high:.1f}] |" in text
+        assert rf"${cell.value:.1f}$ {{\scriptsize $[{cell.low:.1f}, {cell.high:.1f}]$}} \\" in tex
+    assert "A & b_c, 50 %." in text
+    assert tex.count(r"\\") == len(found.rows) + 1
+    assert tex.startswith("% Interquartile means")
+
+
+def test_latex_and_markdown_escape() -> None:
+    found = Table(["a_b & η", "c|d"], [["50 %", "x|y\nz"], [None, 0.5]])
+    assert r"a\_b \& $\eta$ & c|d \\" in latex(found)
+    assert r"50 \% & x|y z \\" in latex(found)
+    assert r"| 50 % | x\|y z |" in markdown(found)
+    assert "|  | 0.5 |" in markdown(found)
+
+
+def test_a_title_makes_a_file_name() -> None:
+    assert file_name("Score against η (n = 10)") == "score-against-eta-n-10"
+
+
+# --- plots ---
+
+
+def test_curves_have_a_panel_a_dataset(results: Results) -> None:
+    show = CurveShow(title="Score", x="n", y="score", lines="method", log=True)
+    (plot,) = show.items(results)
+    assert isinstance(plot, Plot)
+    assert len(plot.figure.axes) == 2
+    for axes, data in zip(plot.figure.axes, DATA, strict=True):
+        assert axes.get_title(loc="left") == data.name
+        curve, dashed = axes.get_lines()
+        assert np.asarray(curve.get_xdata()).tolist() == [1, 5, 20]
+        centers = [results.where({"dataset": data.name, "n": n}) for n in (1, 5, 20)]
+        expected = [e.value for r in centers if (e := r.estimate("score")) is not None]
+        assert np.asarray(curve.get_ydata()).tolist() == expected
+        assert set(np.asarray(dashed.get_ydata()).tolist()) == {51.0}
+        assert len(axes.collections) == 1  # the band
+
+
+def test_a_curve_needs_two_points(results: Results) -> None:
+    show = CurveShow(title="Score", x="n", y="score", where=options(n=5))
+    assert list(show.items(results)) == []
+    assert list(replace(show, where=(), y="critic_rank").items(results)) == []
+
+
+def test_a_scatter_has_a_point_a_run(results: Results) -> None:
+    show = ScatterShow(title="Gain", x="distance", y="difference")
+    (plot,) = show.items(results)
+    assert isinstance(plot, Plot)
+    (axes,) = plot.figure.axes
+    points = np.vstack([c.get_offsets() for c in axes.collections])
+    assert sorted(map(tuple, points.round(9).tolist())) == sorted(
+        (round(0.01 * n, 9), float(sign * n))
+        for n in (1, 5, 20) for sign in (1, -1) for _ in range(3)
+    )  # fmt: skip
+
+
+def test_pairs_show_every_seed(results: Results) -> None:
+    show = PairShow(title="Seeds", rows=("dataset",), where=options(dataset=DATA[0].name))
+    (plot,) = show.items(results)
+    assert isinstance(plot, Plot)
+    offsets = [c.get_offsets() for c in plot.figure.axes[0].collections]
+    assert sorted(np.vstack(offsets)[:, 0].tolist())[:3] == [50.0, 51.0, 52.0]
+    assert "IQM [95 %]" in {text.get_text() for text in plot.figure.axes[0].texts}
+
+
+def test_a_method_has_its_colour_wherever_it_stands() -> None:
+    for names in (["Reinformer", "x", "y"], ["y", "x", "Reinformer"]):
+        found = colours(names)
+        assert found["Reinformer"] == COLOURS["Reinformer"]
+        assert len(set(found.values())) == 3
+
+
+# --- what is written ---
+
+
+@pytest.mark.parametrize("name", ["gym", "maze2d"])
+def test_published_sums_are_those_of_their_rows(name: str) -> None:
+    caveat, found = published(name)
+    assert "D4RL" in str(caveat)
+    assert isinstance(found, Table)
+    whole = [row for row in found.rows if None not in row]
+    assert len(whole) >= 4
+    for row in whole:
+        numbers = [float(cell) for cell in row[1:]]  # type: ignore[arg-type]
+        assert sum(numbers[:-1]) == pytest.approx(numbers[-1], abs=0.25), row[0]
+    with pytest.raises(ValueError, match="name: expected one of gym, maze2d"):
+        published("atari")
+
+
+def test_the_report_of_a_study(
+    tmp_path: Path, datasets_folder: Path, runs: list[Run], rows: dict[str, dict[str, Any]]
+) -> None:
+    from dtag_fast.data.generate import make
+    from dtag_fast.studies.study_report import write_study
+
+    for data in DATA:
+        make("toy", steps=30, id=data.id, progress=False)
+    shows = (
+        TableShow(title="Scores", rows=("dataset", "n"), measures=("score", "difference")),
+        CurveShow(title="Score against n", x="n", y="score"),
+        PairShow(title="Seeds", rows=("dataset",)),
+    )
+    declared = replace(study("toy"), shows=shows, published=("gym",))
+    page = write_study(
+        declared, TINY, DATA, runs, rows, tmp_path, tmp_path / "trainings", ["dtag study x"]
+    )
+    text = page.read_text()
+    for said in (declared.choices, "Score against n", "Published numbers", "dtag study x"):
+        assert said in html.unescape(text)
+    assert "24 of 24" in text
+    for file in ("scores.md", "scores.tex", "scores.csv"):
+        assert (tmp_path / "tables" / file).is_file()
+        assert f'href="tables/{file}"' in text
+    assert 'href="rows.jsonl"' in text
+    assert {path.name for path in tmp_path.glob("*.png")} == {"score-against-n.png", "seeds.png"}
+    json.dumps(rows)  # as they were

@@ -80,9 +80,9 @@ class TrainPolicy:
 class TrainCritic:
     """Train a critic on a dataset.
 
-    --preset PAPER-ENV sets the method and its published values, with PAPER iql, corl (IQL by CORL)
-    or td3-bc: iql-hopper, corl-hopper-medium, td3-bc-maze2d-umaze; every option below overrides one
-    of them.
+    --preset PAPER-ENV sets the method and its published values, with PAPER iql, corl (IQL by CORL),
+    td3-bc or cql: iql-hopper, corl-hopper-medium, td3-bc-maze2d-umaze; every option below overrides
+    one of them.
     """
 
     data: str
@@ -92,7 +92,7 @@ class TrainCritic:
     """Folder of the run: checkpoints, config.json, log.jsonl."""
 
     preset: str = "iql"
-    """iql, corl or td3-bc, alone or with an environment: corl-hopper-medium."""
+    """iql, corl, td3-bc or cql, alone or with an environment: corl-hopper-medium."""
 
     resume: bool = False
     """Go on from the last checkpoint in --out, bit for bit as if never stopped."""

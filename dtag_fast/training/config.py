@@ -24,9 +24,11 @@ from dtag_fast.models.config import (
     check_words,
 )
 from dtag_fast.training.method_config import (
+    CqlConfig,
     CriticMethod,
     Td3BcConfig,
     check_widths,
+    cql_settings,
     td3_bc_settings,
 )
 
@@ -35,7 +37,7 @@ Sampling = Literal["trajectory", "length"]
 Padding = Literal["left", "right"]
 RewardScaling = Literal["none", "iql-mujoco", "antmaze", "corl"]  # dtag_fast.data.rewards
 CriticActivation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu", "mish", "elu"]
-Initialization = Literal["orthogonal", "default"]
+Initialization = Literal["orthogonal", "orthogonal-small", "default"]
 UpdateOrder = Literal["value_first", "joint"]
 QReduction = Literal["sum", "mean"]
 
@@ -230,7 +232,8 @@ class CriticConfig(TrainingConfig):
     """LayerNorm before each activation of the Q-heads and of V (iql)."""
 
     initialization: Initialization = "orthogonal"
-    """orthogonal (gain sqrt 2, zero biases) as the IQL authors, or torch's default as CORL."""
+    """orthogonal (gain sqrt 2, zero biases) as the IQL authors; the same but for gain 0.01 in the
+    last layer of the Q-heads (orthogonal-small) as CORL's CQL; torch's default as CORL's IQL."""
 
     discount: float = 0.99
     """Gamma."""
@@ -255,6 +258,9 @@ class CriticConfig(TrainingConfig):
 
     td3_bc: Td3BcConfig = field(default_factory=Td3BcConfig)
     """TD3+BC (method td3-bc)."""
+
+    cql: CqlConfig = field(default_factory=CqlConfig)
+    """CQL (method cql)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -298,7 +304,7 @@ MAZES = ("maze2d", "maze2d-umaze", "maze2d-medium", "maze2d-large")
 LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
 TIERS = ("medium", "medium-replay", "medium-expert")
 PRESET_ENVS = (*LOCOMOTION, *(f"{env}-{tier}" for env in LOCOMOTION for tier in TIERS), *MAZES)
-CriticPaper = Literal["iql", "corl", "td3-bc"]
+CriticPaper = Literal["iql", "corl", "td3-bc", "cql"]
 CRITIC_PAPERS: tuple[CriticPaper, ...] = get_args(CriticPaper)
 
 # Return to ask for, raw: the larger one of each pair that kzl/decision-transformer evaluates
@@ -368,6 +374,7 @@ def critic_preset(paper: CriticPaper, env: str) -> CriticConfig:
     they are, as in every environment of that code without a rule of its own.
     corl: corl-team/CORL (configs/offline/iql), whose hopper settings differ by dataset tier.
     td3-bc: sfujim/TD3_BC, one setting for all.
+    cql: corl-team/CORL (configs/offline/cql), with Lagrange in mazes.
 
     Args:
         paper: one of `CRITIC_PAPERS`.
@@ -392,6 +399,8 @@ def critic_preset(paper: CriticPaper, env: str) -> CriticConfig:
         return config
     if paper == "td3-bc":
         return CriticConfig(**td3_bc_settings())
+    if paper == "cql":
+        return CriticConfig(**cql_settings(family, tier))
     raise ValueError(f"paper: expected one of {', '.join(CRITIC_PAPERS)}, got {paper!r}")
 
 

@@ -1,6 +1,6 @@
 """What all trainings of a critic share: the dataset as rows, the Q-heads and their target copy.
 
-One file a method: iql.py, td3_bc.py. Whatever trained it, a checkpoint holds the same `Critic`.
+One file a method: iql.py, td3_bc.py, cql.py. A checkpoint holds the same `Critic` in any case.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from dtag_fast.training.optimizer_state import load_optimizer_tensors, optimizer
 LEARNERS = {
     "iql": "dtag_fast.training.iql:CriticLearner",
     "td3-bc": "dtag_fast.training.td3_bc:Td3BcLearner",
+    "cql": "dtag_fast.training.cql:CqlLearner",
 }
 
 # s [B, S], a [B, A], s' [B, S], scaled r [B, 1], and [B, 1], 0 after a termination and 1 otherwise
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 ORTHOGONAL_GAIN = math.sqrt(2.0)
+SMALL_OUTPUT_GAIN = 1e-2
 
 
 def train_critic(
@@ -99,10 +101,13 @@ def build_critic(
         config.layer_norm,
         normalizer,
     )
-    if config.initialization == "orthogonal":
-        for weight, bias in zip(critic.weights, critic.biases, strict=True):
+    if config.initialization != "default":
+        gains = [ORTHOGONAL_GAIN] * len(critic.weights)
+        if config.initialization == "orthogonal-small":
+            gains[-1] = SMALL_OUTPUT_GAIN
+        for weight, bias, gain in zip(critic.weights, critic.biases, gains, strict=True):
             for head in weight:
-                nn.init.orthogonal_(head, ORTHOGONAL_GAIN)
+                nn.init.orthogonal_(head, gain)
             nn.init.zeros_(bias)
     return critic
 

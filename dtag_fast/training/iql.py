@@ -36,7 +36,7 @@ class ValueFunction(nn.Module):
             nn.LayerNorm(width) if config.layer_norm else nn.Identity() for width in config.hidden
         )
         self.activation = ACTIVATIONS[config.activation]
-        if config.initialization == "orthogonal":
+        if config.initialization != "default":
             for layer in layers:
                 nn.init.orthogonal_(layer.weight, ORTHOGONAL_GAIN)
                 nn.init.zeros_(layer.bias)

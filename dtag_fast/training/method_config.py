@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dtag_fast.models.config import check_at_least, check_interval, check_positive
 
-CriticMethod = Literal["iql", "td3-bc"]
+CriticMethod = Literal["iql", "td3-bc", "cql"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,40 @@ class Td3BcConfig:
             check_interval(self, name, 0.0, math.inf)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CqlConfig:
+    """CQL alone. The defaults are CORL's."""
+
+    weight: float = 10.0
+    """Alpha: weight of the gap between the soft maximum over actions and Q of the data."""
+
+    lagrange: bool = False
+    """Multiply the weight by a number that is tuned for the gap to be target_gap."""
+
+    target_gap: float = 5.0
+    """Tau, the gap that lagrange aims for, in units of Q."""
+
+    samples: int = 10
+    """Actions of each of three kinds that the soft maximum is estimated from: uniform ones, and the
+    actor's at this observation and at the next."""
+
+    temperature: float = 1.0
+    """Of the soft maximum; towards 0 it is the maximum."""
+
+    actor_hidden: tuple[int, ...] = (256, 256, 256)
+    """Widths of the actor's hidden layers."""
+
+    actor_learning_rate: float = 3e-5
+    """Of the Adams of the actor and of its entropy's temperature."""
+
+    def __post_init__(self) -> None:
+        check_widths(self, "actor_hidden")
+        check_at_least(self, 1, "samples")
+        check_positive(self, "temperature", "actor_learning_rate")
+        check_interval(self, "weight", 0.0, math.inf)
+        check_interval(self, "target_gap", -math.inf, math.inf, left_open=True)
+
+
 def check_widths(config: Any, name: str) -> None:
     """A tuple of layers' widths; JSON has made it a list."""
     widths = tuple(getattr(config, name))
@@ -60,4 +94,22 @@ def td3_bc_settings() -> dict[str, Any]:
         "initialization": "default",
         "reward_scaling": "none",
         "action_margin": 0.0,
+    }
+
+
+def cql_settings(family: str, tier: str) -> dict[str, Any]:
+    """corl-team/CORL (configs/offline/cql).
+
+    That of hopper-medium normalises rewards and, by AntMaze's defaults that it does not override,
+    then also multiplies them by 5 and subtracts 1; here they are normalised alone.
+    """
+    normalized = (family, tier) == ("hopper", "medium")
+    return {
+        "method": "cql",
+        "normalize_observations": True,
+        "hidden": (256, 256, 256),
+        "initialization": "orthogonal-small",
+        "reward_scaling": "iql-mujoco" if normalized else "none",
+        "action_margin": 0.0,
+        "cql": CqlConfig(lagrange=family == "maze2d"),
     }

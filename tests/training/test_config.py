@@ -20,7 +20,7 @@ from dtag_fast.training.config import (
     critic_preset,
     policy_preset,
 )
-from dtag_fast.training.method_config import Td3BcConfig
+from dtag_fast.training.method_config import CqlConfig, Td3BcConfig
 
 
 def test_decision_transformer_presets() -> None:
@@ -83,6 +83,15 @@ def test_critic_presets() -> None:
     options = td3_bc.td3_bc
     assert (options.q_weight, options.noise, options.noise_clip) == (2.5, 0.2, 0.5)
     assert (options.actor_hidden, options.actor_every) == ((256, 256), 2)
+    cql = critic_preset("cql", "hopper-medium-replay")
+    assert (cql.method, cql.hidden, cql.initialization) == ("cql", (256,) * 3, "orthogonal-small")
+    assert (cql.cql.weight, cql.cql.samples, cql.cql.lagrange) == (10.0, 10, False)
+    assert (cql.cql.actor_hidden, cql.cql.actor_learning_rate) == ((256,) * 3, 3e-5)
+    scaled = [env for env in PRESET_ENVS if critic_preset("cql", env).reward_scaling != "none"]
+    assert scaled == ["hopper-medium"]
+    tuned = {env for env in PRESET_ENVS if critic_preset("cql", env).cql.lagrange}
+    assert tuned == {"maze2d", "maze2d-umaze", "maze2d-medium", "maze2d-large"}
+    assert critic_preset("cql", "maze2d").cql.target_gap == 5.0
 
 
 def test_presets_survive_json() -> None:
@@ -131,6 +140,10 @@ def test_unknown_presets_are_named() -> None:
         (Td3BcConfig, "actor_every", 0),
         (Td3BcConfig, "q_weight", -1.0),
         (Td3BcConfig, "noise", math.nan),
+        (CqlConfig, "samples", 0),
+        (CqlConfig, "temperature", 0.0),
+        (CqlConfig, "target_gap", math.nan),
+        (CqlConfig, "actor_hidden", (True,)),
     ],
 )
 def test_a_bad_value_is_named(config: type[Any], field: str, value: object) -> None:

@@ -16,8 +16,9 @@ from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import refine
 from dtag_fast.training.config import CriticConfig
+from dtag_fast.training.cql import CqlLearner
 from dtag_fast.training.critic import LEARNERS, TransitionLearner, train_critic
-from dtag_fast.training.method_config import CriticMethod, Td3BcConfig
+from dtag_fast.training.method_config import CqlConfig, CriticMethod, Td3BcConfig
 from dtag_fast.training.td3_bc import Td3BcLearner
 from tests.training.conftest import critic_config
 
@@ -26,12 +27,15 @@ CPU = torch.device("cpu")
 METHODS: dict[str, CriticConfig] = {
     "iql": critic_config(),
     "td3-bc": critic_config(method="td3-bc", td3_bc=Td3BcConfig(actor_hidden=(16,))),
+    "cql": critic_config(
+        method="cql", cql=CqlConfig(lagrange=True, samples=3, weight=0.1, actor_hidden=(16,))
+    ),
 }
 OTHERS = [method for method in METHODS if method != "iql"]
 
 
 def make_learner(data: Trajectories, config: CriticConfig) -> Any:
-    learners: dict[str, Any] = {"td3-bc": Td3BcLearner}
+    learners: dict[str, Any] = {"td3-bc": Td3BcLearner, "cql": CqlLearner}
     torch.manual_seed(0)
     return learners[config.method](data, config, CPU)
 

@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "data import-d4rl": ("dtag_fast.commands.data:ImportD4rl", "a D4RL HDF5 file into Minari"),
     "train policy": ("dtag_fast.commands.train:TrainPolicy", "Decision Transformer or Reinformer"),
-    "train critic": ("dtag_fast.commands.train:TrainCritic", "critic: IQL, TD3+BC, CQL"),
+    "train critic": ("dtag_fast.commands.train:TrainCritic", "critic: IQL, TD3+BC, CQL, ensemble"),
     "evaluate": ("dtag_fast.commands.evaluate:Evaluate", "act in the environment and score"),
     "study": ("dtag_fast.commands.study:Study", "a named study: rows, tables, report"),
     "latency": (

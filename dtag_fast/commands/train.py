@@ -81,8 +81,8 @@ class TrainCritic:
     """Train a critic on a dataset.
 
     --preset PAPER-ENV sets the method and its published values, with PAPER iql, corl (IQL by CORL),
-    td3-bc or cql: iql-hopper, corl-hopper-medium, td3-bc-maze2d-umaze; every option below overrides
-    one of them.
+    td3-bc, cql or ensemble (ten heads by IQL, of targets of their own; ours): iql-hopper,
+    corl-hopper-medium, td3-bc-maze2d-umaze; every option below overrides one of them.
     """
 
     data: str
@@ -92,7 +92,7 @@ class TrainCritic:
     """Folder of the run: checkpoints, config.json, log.jsonl."""
 
     preset: str = "iql"
-    """iql, corl, td3-bc or cql, alone or with an environment: corl-hopper-medium."""
+    """iql, corl, td3-bc, cql or ensemble, alone or with an environment: corl-hopper-medium."""
 
     resume: bool = False
     """Go on from the last checkpoint in --out, bit for bit as if never stopped."""

@@ -107,9 +107,11 @@ class Critic(nn.Module):
                 self.norm_biases.append(torch.zeros(heads, width))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q [E, B] of observations [B, S], raw, and actions [B, A]."""
+        """Q [E, B] of observations [B, S], raw, and actions [B, A]; or of own ones for each head,
+        [E, B, S] and [E, B, A].
+        """
         x = torch.cat([self.normalizer(observations), actions], dim=-1)
-        hidden = x.expand(self.heads, *x.shape)  # [E, B, S + A]
+        hidden = x.expand(self.heads, *x.shape[-2:])  # [E, B, S + A]
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = torch.baddbmm(bias.unsqueeze(1), hidden, weight.transpose(1, 2))  # [E, B, out]

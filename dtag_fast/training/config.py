@@ -26,6 +26,7 @@ from dtag_fast.models.config import (
 from dtag_fast.training.method_config import (
     CqlConfig,
     CriticMethod,
+    EnsembleConfig,
     Td3BcConfig,
     check_widths,
     cql_settings,
@@ -262,10 +263,13 @@ class CriticConfig(TrainingConfig):
     cql: CqlConfig = field(default_factory=CqlConfig)
     """CQL (method cql)."""
 
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """Heads that share no target (method ensemble)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_widths(self, "hidden")
-        check_at_least(self, 1, "heads")
+        check_at_least(self, 2 if self.method == "ensemble" else 1, "heads")
         check_interval(self, "discount", 0.0, 1.0)
         check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)
         check_interval(self, "polyak", 0.0, 1.0, left_open=True)
@@ -304,7 +308,7 @@ MAZES = ("maze2d", "maze2d-umaze", "maze2d-medium", "maze2d-large")
 LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
 TIERS = ("medium", "medium-replay", "medium-expert")
 PRESET_ENVS = (*LOCOMOTION, *(f"{env}-{tier}" for env in LOCOMOTION for tier in TIERS), *MAZES)
-CriticPaper = Literal["iql", "corl", "td3-bc", "cql"]
+CriticPaper = Literal["iql", "corl", "td3-bc", "cql", "ensemble"]
 CRITIC_PAPERS: tuple[CriticPaper, ...] = get_args(CriticPaper)
 
 # Return to ask for, raw: the larger one of each pair that kzl/decision-transformer evaluates
@@ -375,6 +379,7 @@ def critic_preset(paper: CriticPaper, env: str) -> CriticConfig:
     corl: corl-team/CORL (configs/offline/iql), whose hopper settings differ by dataset tier.
     td3-bc: sfujim/TD3_BC, one setting for all.
     cql: corl-team/CORL (configs/offline/cql), with Lagrange in mazes.
+    ensemble: ten heads with targets of their own, otherwise as iql; ours.
 
     Args:
         paper: one of `CRITIC_PAPERS`.
@@ -401,6 +406,8 @@ def critic_preset(paper: CriticPaper, env: str) -> CriticConfig:
         return CriticConfig(**td3_bc_settings())
     if paper == "cql":
         return CriticConfig(**cql_settings(family, tier))
+    if paper == "ensemble":
+        return dataclasses.replace(critic_preset("iql", env), method="ensemble", heads=10)
     raise ValueError(f"paper: expected one of {', '.join(CRITIC_PAPERS)}, got {paper!r}")
 
 

@@ -1,6 +1,6 @@
 """What all trainings of a critic share: the dataset as rows, the Q-heads and their target copy.
 
-One file a method: iql.py, td3_bc.py, cql.py. A checkpoint holds the same `Critic` in any case.
+One file a method: iql.py, td3_bc.py, cql.py, ensemble.py. Each of them leaves the same `Critic`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LEARNERS = {
     "iql": "dtag_fast.training.iql:CriticLearner",
     "td3-bc": "dtag_fast.training.td3_bc:Td3BcLearner",
     "cql": "dtag_fast.training.cql:CqlLearner",
+    "ensemble": "dtag_fast.training.ensemble:EnsembleLearner",
 }
 
 # s [B, S], a [B, A], s' [B, S], scaled r [B, 1], and [B, 1], 0 after a termination and 1 otherwise

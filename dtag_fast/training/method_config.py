@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dtag_fast.models.config import check_at_least, check_interval, check_positive
 
-CriticMethod = Literal["iql", "td3-bc", "cql"]
+CriticMethod = Literal["iql", "td3-bc", "cql", "ensemble"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,17 @@ class CqlConfig:
         check_positive(self, "temperature", "actor_learning_rate")
         check_interval(self, "weight", 0.0, math.inf)
         check_interval(self, "target_gap", -math.inf, math.inf, left_open=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleConfig:
+    """An ensemble alone; otherwise its settings are IQL's."""
+
+    diversity: float = 0.0
+    """Eta of EDAC: weight of the alignment of the heads' gradients in the action; 1 there."""
+
+    def __post_init__(self) -> None:
+        check_interval(self, "diversity", 0.0, math.inf)
 
 
 def check_widths(config: Any, name: str) -> None:

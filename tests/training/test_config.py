@@ -20,7 +20,7 @@ from dtag_fast.training.config import (
     critic_preset,
     policy_preset,
 )
-from dtag_fast.training.method_config import CqlConfig, Td3BcConfig
+from dtag_fast.training.method_config import CqlConfig, EnsembleConfig, Td3BcConfig
 
 
 def test_decision_transformer_presets() -> None:
@@ -92,6 +92,10 @@ def test_critic_presets() -> None:
     tuned = {env for env in PRESET_ENVS if critic_preset("cql", env).cql.lagrange}
     assert tuned == {"maze2d", "maze2d-umaze", "maze2d-medium", "maze2d-large"}
     assert critic_preset("cql", "maze2d").cql.target_gap == 5.0
+    ensemble = critic_preset("ensemble", "maze2d")
+    assert ensemble == dataclasses.replace(
+        critic_preset("iql", "maze2d"), method="ensemble", heads=10
+    )
 
 
 def test_presets_survive_json() -> None:
@@ -141,6 +145,7 @@ def test_unknown_presets_are_named() -> None:
         (Td3BcConfig, "q_weight", -1.0),
         (Td3BcConfig, "noise", math.nan),
         (CqlConfig, "samples", 0),
+        (EnsembleConfig, "diversity", -1.0),
         (CqlConfig, "temperature", 0.0),
         (CqlConfig, "target_gap", math.nan),
         (CqlConfig, "actor_hidden", (True,)),
@@ -149,6 +154,11 @@ def test_unknown_presets_are_named() -> None:
 def test_a_bad_value_is_named(config: type[Any], field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{field}: expected .*got"):
         config(**{field: value})
+
+
+def test_an_ensemble_is_of_two_at_least() -> None:
+    with pytest.raises(ValueError, match="heads: expected an integer of at least 2, got 1"):
+        CriticConfig(method="ensemble", heads=1)
 
 
 def test_from_dict_names_unknown_fields() -> None:

@@ -18,7 +18,13 @@ from dtag_fast.refinement import refine
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.cql import CqlLearner
 from dtag_fast.training.critic import LEARNERS, TransitionLearner, train_critic
-from dtag_fast.training.method_config import CqlConfig, CriticMethod, Td3BcConfig
+from dtag_fast.training.ensemble import EnsembleLearner
+from dtag_fast.training.method_config import (
+    CqlConfig,
+    CriticMethod,
+    EnsembleConfig,
+    Td3BcConfig,
+)
 from dtag_fast.training.td3_bc import Td3BcLearner
 from tests.training.conftest import critic_config
 
@@ -30,12 +36,17 @@ METHODS: dict[str, CriticConfig] = {
     "cql": critic_config(
         method="cql", cql=CqlConfig(lagrange=True, samples=3, weight=0.1, actor_hidden=(16,))
     ),
+    "ensemble": critic_config(method="ensemble", heads=4, ensemble=EnsembleConfig(diversity=0.01)),
 }
 OTHERS = [method for method in METHODS if method != "iql"]
 
 
 def make_learner(data: Trajectories, config: CriticConfig) -> Any:
-    learners: dict[str, Any] = {"td3-bc": Td3BcLearner, "cql": CqlLearner}
+    learners: dict[str, Any] = {
+        "td3-bc": Td3BcLearner,
+        "cql": CqlLearner,
+        "ensemble": EnsembleLearner,
+    }
     torch.manual_seed(0)
     return learners[config.method](data, config, CPU)
 

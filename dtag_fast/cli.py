@@ -21,7 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "train a behaviour policy, record its data",
     ),
     "data import-d4rl": ("dtag_fast.commands.data:ImportD4rl", "a D4RL HDF5 file into Minari"),
-    "train policy": ("dtag_fast.commands.train:TrainPolicy", "Decision Transformer or Reinformer"),
+    "train policy": (
+        "dtag_fast.commands.train:TrainPolicy",
+        "Decision Transformer, Reinformer or an MLP",
+    ),
     "train critic": ("dtag_fast.commands.train:TrainCritic", "critic: IQL, TD3+BC, CQL, ensemble"),
     "evaluate": ("dtag_fast.commands.evaluate:Evaluate", "act in the environment and score"),
     "study": ("dtag_fast.commands.study:Study", "a named study: rows, tables, report"),

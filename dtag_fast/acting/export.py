@@ -54,6 +54,11 @@ class _Step(nn.Module):
 
     def __init__(self, policy: Policy, num_envs: int) -> None:
         super().__init__()
+        if policy.model.config.kind not in ("dt", "reinformer"):
+            raise ValueError(
+                f"policy: expected a model of kind dt or reinformer to export, got "
+                f"{policy.model.config.kind!r}"
+            )
         self.num_envs = num_envs
         self.low, self.high = policy.model.action_low, policy.model.action_high
         self.refiner, self.context_action = policy.refiner, policy.context_action

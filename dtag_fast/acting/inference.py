@@ -27,6 +27,7 @@ from dtag_fast.models.decision_transformer import (
     Reinformer,
     SequenceModel,
 )
+from dtag_fast.models.mlp import MlpModel
 
 if TYPE_CHECKING:
     from dtag_fast.acting.context import Context
@@ -50,6 +51,8 @@ def predict_actions(model: SequenceModel, context: Context) -> Tensor:
 
     May be called again for another token; with Reinformer that costs one token of computation.
     """
+    if isinstance(model, MlpModel):
+        return model.act(context.current(context.observations))
     if model.config.attention == "sliding":
         return _streaming(context).predict_actions()
     if isinstance(model, Reinformer):

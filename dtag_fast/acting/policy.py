@@ -16,7 +16,7 @@ from torch import nn
 
 from dtag_fast.acting.context import Context
 from dtag_fast.acting.streaming import StreamingContext
-from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
+from dtag_fast.acting.token_predictors import TokenPredictor, own_predictor
 from dtag_fast.models.decision_transformer import SequenceModel
 from dtag_fast.refinement import RefineInfo, Refiner
 
@@ -103,7 +103,8 @@ class Policy:
             path: the folder.
             checkpoint: of a run, its last or its best.
             target_return: act with `FixedTarget` of this return. None: Reinformer predicts its
-                own; a Decision Transformer takes the target of its training configuration.
+                own; a Decision Transformer takes the target of its training configuration; an MLP
+                needs none.
             device: where to act.
 
         Raises:
@@ -113,16 +114,13 @@ class Policy:
         from dtag_fast.training.sequence import load_policy_model
 
         model, state = load_policy_model(Path(path), checkpoint, device)
-        if target_return is None and model.config.kind == "reinformer":
-            return cls(model, ReturnHead())
-        if target_return is None:
-            target_return = state["config"]["target_return"]
-        if target_return is None:
+        predictor = own_predictor(model.config.kind, target_return, state["config"])
+        if predictor is None:
             raise ValueError(
                 f"target_return: needed, {path} holds a Decision Transformer whose configuration "
                 f"sets none"
             )
-        return cls(model, FixedTarget(target_return))
+        return cls(model, predictor)
 
     def with_refinement(
         self,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dtag_fast.acting.context import Context
 from dtag_fast.acting.inference import predict_actions, predict_returns
+from dtag_fast.models.config import ModelKind
 from dtag_fast.models.decision_transformer import Reinformer, SequenceModel
+from dtag_fast.models.mlp import MlpModel
 
 
 class TokenPredictor(Protocol):
@@ -101,3 +104,44 @@ class ReturnHead:
         assert isinstance(model, Reinformer), "check_model has let another model through"
         context.write_token(predict_returns(model, context))
         return predict_actions(model, context)
+
+
+@dataclass(frozen=True)
+class NoToken:
+    """None: for a model that looks at the observation alone."""
+
+    @property
+    def needs_rewards(self) -> bool:
+        return False
+
+    def check_model(self, model: SequenceModel) -> None:
+        if not isinstance(model, MlpModel):
+            raise ValueError(
+                f"token_predictor: NoToken needs a model without return tokens (kind 'mlp'), got "
+                f"kind {model.config.kind!r}"
+            )
+
+    def choose(self, model: SequenceModel, context: Context, rewards: Tensor | None) -> Tensor:
+        return predict_actions(model, context)
+
+
+def own_predictor(
+    kind: ModelKind, target_return: float | None, config: Mapping[str, Any]
+) -> TokenPredictor | None:
+    """What a model acts with where nothing else is said: its own way.
+
+    Args:
+        kind: of the model.
+        target_return: a return to ask for, in place of Reinformer's own; raw.
+        config: the training's settings, with the `target_return` that they name, or None.
+
+    Returns:
+        None for a Decision Transformer without a target from anywhere.
+    """
+    if kind == "mlp":
+        return NoToken()
+    if target_return is None and kind == "reinformer":
+        return ReturnHead()
+    if target_return is None:
+        target_return = config["target_return"]
+    return None if target_return is None else FixedTarget(target_return)

@@ -10,6 +10,7 @@ import tyro
 
 from dtag_fast.training.config import (
     CRITIC_PAPERS,
+    POLICY_PAPERS,
     PRESET_ENVS,
     CriticConfig,
     PolicyConfig,
@@ -25,10 +26,11 @@ Maze = Literal["horizon", "reinformer-v1", "off"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPolicy:
-    """Train a Decision Transformer or a Reinformer on a dataset.
+    """Train a policy on a dataset: Decision Transformer, Reinformer, or an MLP for comparison.
 
-    --preset KIND-ENV sets the published values, e.g. reinformer-hopper, dt-halfcheetah-medium or
-    reinformer-maze2d-umaze; every option below overrides one of them.
+    --preset KIND-ENV sets the published values, e.g. reinformer-hopper, dt-halfcheetah-medium,
+    bc-walker2d (behaviour cloning) or iql-maze2d-umaze (the policy of IQL, after its critic, which
+    --critic names); every option below overrides one of them.
     """
 
     data: str
@@ -38,8 +40,8 @@ class TrainPolicy:
     """Folder of the run: checkpoints, config.json, log.jsonl."""
 
     preset: str = "reinformer"
-    """dt, reinformer, or one of them with an environment: dt-hopper. Without an environment the
-    return scale is that of hopper, and dt has no target return."""
+    """dt, reinformer, bc, iql, or one of them with an environment: dt-hopper. Without an
+    environment the return scale is that of hopper, and dt has no target return."""
 
     resume: bool = False
     """Go on from the last checkpoint in --out, bit for bit as if never stopped."""
@@ -56,12 +58,12 @@ class TrainPolicy:
         """The command with the defaults of a preset; `data` and `out` remain to be given."""
         name = "reinformer" if name is None else name
         kind, dash, env = name.partition("-")
-        if kind not in ("dt", "reinformer") or (dash and env not in PRESET_ENVS):
+        if kind not in POLICY_PAPERS or (dash and env not in PRESET_ENVS):
             raise ValueError(
-                f"expected dt or reinformer, alone or followed by -ENV with ENV one of "
-                f"{', '.join(PRESET_ENVS)}; got {name!r}"
+                f"expected one of {', '.join(POLICY_PAPERS)}, alone or followed by -ENV with ENV "
+                f"one of {', '.join(PRESET_ENVS)}; got {name!r}"
             )
-        config = policy_preset(kind, env or "hopper")  # type: ignore[arg-type]
+        config = policy_preset(kind, env or "hopper")
         if not env:
             config = replace(config, target_return=None)  # there is none to ask for in general
         return cls(data=tyro.MISSING, out=tyro.MISSING, preset=name, config=config)

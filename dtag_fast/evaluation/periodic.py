@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dtag_fast.acting.policy import Policy
-from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
+from dtag_fast.acting.token_predictors import own_predictor
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.evaluation.rollout import evaluate
 from dtag_fast.models.decision_transformer import SequenceModel
@@ -28,14 +28,12 @@ def policy_evaluation(
     if info.env_spec is None:
         return None
     env_spec = info.env_spec
-    predictor: TokenPredictor = ReturnHead()
-    if config.model.kind == "dt":
-        if config.target_return is None:
-            raise ValueError(
-                "target_return: needed to evaluate a Decision Transformer (evaluation_every=0 "
-                "trains without evaluation)"
-            )
-        predictor = FixedTarget(config.target_return)
+    predictor = own_predictor(config.model.kind, None, {"target_return": config.target_return})
+    if predictor is None:
+        raise ValueError(
+            "target_return: needed to evaluate a Decision Transformer (evaluation_every=0 "
+            "trains without evaluation)"
+        )
 
     def run(model: SequenceModel, step: int) -> dict[str, float]:
         result = evaluate(

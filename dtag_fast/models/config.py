@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-ModelKind = Literal["dt", "reinformer"]
+ModelKind = Literal["dt", "reinformer", "mlp"]
 BlockNorm = Literal["pre", "post"]
 SequenceActivation = Literal["relu", "gelu"]
 AttentionSpan = Literal["full", "sliding"]
@@ -20,7 +20,8 @@ class ModelConfig:
     """Architecture of the sequence model. The defaults are Reinformer's."""
 
     kind: ModelKind = "reinformer"
-    """dt: tokens (R, s, a), predicts actions. reinformer: (s, R, a), predicts returns as well."""
+    """dt: tokens (R, s, a), predicts actions. reinformer: (s, R, a), predicts returns as well. mlp:
+    the current observation alone, no tokens."""
 
     context_length: int = 5
     """K, the number of environment steps the model sees; each is three tokens."""
@@ -54,8 +55,12 @@ class ModelConfig:
     rtg_scale: float = 1000.0
     """Returns-to-go are divided by this inside the model."""
 
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers (mlp)."""
+
     def __post_init__(self) -> None:
         check_words(self)
+        check_widths(self, "hidden")
         check_at_least(
             self,
             1,
@@ -72,6 +77,11 @@ class ModelConfig:
             )
         check_interval(self, "dropout", 0.0, 1.0, right_open=True)
         check_positive(self, "rtg_scale")
+        if self.kind == "mlp" and (self.context_length != 1 or self.attention != "full"):
+            raise ValueError(
+                f"context_length: expected 1, and attention full, as kind mlp sees one step; got "
+                f"{self.context_length} and {self.attention}"
+            )
 
     @property
     def history(self) -> int:
@@ -95,6 +105,14 @@ def check_at_least(config: Any, least: int, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+
+
+def check_widths(config: Any, name: str) -> None:
+    """A tuple of layers' widths; JSON has made it a list."""
+    widths = tuple(getattr(config, name))
+    object.__setattr__(config, name, widths)
+    if any(not isinstance(width, int) or isinstance(width, bool) or width < 1 for width in widths):
+        raise ValueError(f"{name}: expected integers of at least 1, got {widths}")
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dtag_fast.models.config import ModelConfig
+from dtag_fast.models.config import ModelConfig, ModelKind
 from dtag_fast.models.normalizer import Normalizer
 
 TOKENS_PER_STEP = 3
@@ -136,6 +137,7 @@ class SequenceModel(nn.Module, ABC):
     Actions enter the embedding in units where the box is [-1, 1], and come out of a tanh.
     """
 
+    kind: ClassVar[ModelKind]
     action_low: Tensor
     action_high: Tensor
 
@@ -149,10 +151,10 @@ class SequenceModel(nn.Module, ABC):
         normalizer: Normalizer | None = None,
     ) -> None:
         super().__init__()
-        expected = MODELS[config.kind]
-        if not isinstance(self, expected):
+        if config.kind != self.kind:
             raise ValueError(
-                f"config: kind={config.kind!r} is a {expected.__name__}, not {type(self).__name__}"
+                f"config: expected kind={self.kind!r}, which a {type(self).__name__} is, got "
+                f"kind={config.kind!r}"
             )
         normalizer = normalizer or Normalizer.identity(observation_dim)
         if normalizer.mean.shape != (observation_dim,):
@@ -167,7 +169,10 @@ class SequenceModel(nn.Module, ABC):
         self.normalizer = normalizer
         self.register_buffer("action_low", low)
         self.register_buffer("action_high", high)
+        self._build(config, observation_dim, action_dim)
 
+    def _build(self, config: ModelConfig, observation_dim: int, action_dim: int) -> None:
+        """The layers."""
         width = config.embedding_dim
         self.embed_timestep = nn.Embedding(config.max_timestep, width)
         self.embed_observation = nn.Linear(observation_dim, width)
@@ -264,6 +269,8 @@ class DecisionTransformer(SequenceModel):
     kzl's code fills its action with -10.
     """
 
+    kind = "dt"
+
     def __init__(
         self,
         config: ModelConfig,
@@ -306,6 +313,8 @@ class Reinformer(SequenceModel):
     causality already hides it, and the loss leaves it out.
     """
 
+    kind = "reinformer"
+
     def __init__(
         self,
         config: ModelConfig,
@@ -334,9 +343,6 @@ class Reinformer(SequenceModel):
         return SequenceOutput(self.box_actions(mean), self.log_std.clamp(*LOG_STD_RANGE), returns)
 
 
-MODELS: dict[str, type[SequenceModel]] = {"dt": DecisionTransformer, "reinformer": Reinformer}
-
-
 def build_model(
     config: ModelConfig,
     observation_dim: int,
@@ -346,9 +352,11 @@ def build_model(
     normalizer: Normalizer | None = None,
 ) -> SequenceModel:
     """The sequence model of `config.kind`, with fresh weights. Arguments: see `SequenceModel`."""
-    return MODELS[config.kind](
-        config, observation_dim, action_dim, action_low, action_high, normalizer
-    )
+    from dtag_fast.models.mlp import MlpModel  # one of them, in a file of its own
+
+    kinds: tuple[type[SequenceModel], ...] = (DecisionTransformer, Reinformer, MlpModel)
+    (model,) = (model for model in kinds if model.kind == config.kind)
+    return model(config, observation_dim, action_dim, action_low, action_high, normalizer)
 
 
 def _visible(steps: int, span: int, mask: Tensor | None, device: torch.device) -> Tensor | None:

@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Literal, get_args
 
 from dtag_fast.models.config import (
     ModelConfig as ModelConfig,
 )
 from dtag_fast.models.config import (
-    ModelKind,
     check_at_least,
     check_finite_or_none,
     check_interval,
     check_positive,
-    check_words,
+    check_widths,
 )
+from dtag_fast.training.base_config import TrainingConfig as TrainingConfig
 from dtag_fast.training.method_config import (
     CqlConfig,
     CriticMethod,
     EnsembleConfig,
     Td3BcConfig,
-    check_widths,
     cql_settings,
     td3_bc_settings,
 )
 
+ActionLoss = Literal["error", "likelihood"]
 PolicyOptimizer = Literal["adamw", "lamb"]
 Sampling = Literal["trajectory", "length"]
 Padding = Literal["left", "right"]
@@ -41,103 +40,6 @@ CriticActivation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu", "mish",
 Initialization = Literal["orthogonal", "orthogonal-small", "default"]
 UpdateOrder = Literal["value_first", "joint"]
 QReduction = Literal["sum", "mean"]
-
-ConfigT = TypeVar("ConfigT", bound="TrainingConfig")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """What both training phases share."""
-
-    steps: int = 50_000
-    """Gradient updates in total."""
-
-    batch_size: int = 128
-    """Rows of a batch: windows of the policy, transitions of the critic."""
-
-    learning_rate: float = 1e-4
-    """Learning rate, after the warm-up if there is one."""
-
-    seed: int = 0
-    """Of the initial weights, the batches and dropout."""
-
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes the GPU where torch sees one."""
-
-    threads: int | None = None
-    """CPU threads torch may use; None leaves torch's own choice."""
-
-    compile: bool = False
-    """torch.compile the update: a minute of compilation, then faster steps."""
-
-    autocast: bool = False
-    """Forward passes in bfloat16; weights and optimiser stay in float32."""
-
-    normalize_observations: bool = True
-    """Standardise observations by the dataset's mean and standard deviation."""
-
-    observation_epsilon: float = 1e-6
-    """Added to the standard deviation."""
-
-    log_every: int = 100
-    """Steps between rows of log.jsonl; a non-finite loss is noticed here too."""
-
-    checkpoint_every: int = 5_000
-    """Steps between checkpoints; the last step always gets one."""
-
-    keep_checkpoints: int = 2
-    """Newest checkpoints kept; the best one is kept besides."""
-
-    evaluation_every: int = 5_000
-    """Steps between evaluations, where there is something to evaluate with; 0 for none."""
-
-    evaluation_episodes: int = 10
-    """Episodes of one evaluation."""
-
-    evaluation_envs: int = 10
-    """Environments stepped together in an evaluation."""
-
-    evaluation_seed: int = 0
-    """Episode j of every evaluation starts from seed evaluation_seed + j."""
-
-    tensorboard: bool = False
-    """Write TensorBoard files besides log.jsonl."""
-
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        check_words(self)
-        check_at_least(
-            self,
-            1,
-            "steps",
-            "batch_size",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "evaluation_episodes",
-            "evaluation_envs",
-        )
-        check_at_least(self, 0, "seed", "evaluation_every", "evaluation_seed")
-        if self.threads is not None:
-            check_at_least(self, 1, "threads")
-        check_positive(self, "learning_rate")
-        check_interval(self, "observation_epsilon", 0.0, math.inf)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values; `from_dict` is the inverse."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
-
-    @classmethod
-    def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-        """The config with these fields; a field left out keeps its default.
-
-        Raises:
-            ValueError: a field that does not exist, or a value out of range; the message names it.
-        """
-        return _from_dict(cls, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +59,7 @@ class PolicyConfig(TrainingConfig):
     """The learning rate rises linearly over this many steps, then stays; 0 for no warm-up."""
 
     gradient_clip: float = 0.25
-    """Largest norm of the whole gradient. LAMB clips once more, at 1."""
+    """Largest norm of the whole gradient; 0 for no limit. LAMB clips in any case, at 1."""
 
     sampling: Sampling = "trajectory"
     """Windows uniform over trajectories, or over their steps (length)."""
@@ -180,11 +82,26 @@ class PolicyConfig(TrainingConfig):
     target_return: float | None = None
     """Return asked for when acting, raw units (dt); reinformer predicts its own."""
 
+    best_share: float = 1.0
+    """Share of the data's steps that is trained on: the episodes of highest return."""
+
+    action_loss: ActionLoss = "error"
+    """Squared error of the action, or its negative log-likelihood under a Normal (mlp)."""
+
+    critic: str | None = None
+    """Folder of a critic's run, or one checkpoint, that the loss uses as advantage_weight says."""
+
+    advantage_weight: float = 0.0
+    """Beta: actions weigh exp(beta (Q - V)), at most 100 (mlp); 0 for all alike."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 0, "warmup_steps")
         check_interval(self, "weight_decay", 0.0, math.inf)
-        check_positive(self, "gradient_clip", "temperature", "temperature_learning_rate")
+        check_positive(self, "temperature", "temperature_learning_rate")
+        for name in ("gradient_clip", "advantage_weight"):
+            check_interval(self, name, 0.0, math.inf)
+        check_interval(self, "best_share", 0.0, 1.0, left_open=True)
         check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)
         check_finite_or_none(self, "target_entropy", "target_return")
 
@@ -276,38 +193,14 @@ class CriticConfig(TrainingConfig):
         check_interval(self, "action_margin", 0.0, 1.0, right_open=True)
 
 
-def _from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    arguments = dict(values)
-    _check_names(cls, arguments, "")
-    groups: dict[str, Any] = get_type_hints(cls)
-    for name, group in groups.items():
-        is_group = dataclasses.is_dataclass(group)
-        if is_group and isinstance(arguments.get(name), Mapping):
-            _check_names(group, arguments[name], f"{name}.")
-            arguments[name] = group(**arguments[name])
-    return cls(**arguments)
-
-
-def _plain(value: Any) -> Any:
-    """Settings as JSON has them: tuples are lists."""
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _check_names(cls: type[Any], values: Mapping[str, Any], prefix: str) -> None:
-    names = {f.name for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in names:
-            raise ValueError(f"{prefix}{name}: {cls.__name__} has no such field")
-
-
 # --- presets --------------------------------------------------------------------------------------
 
 MAZES = ("maze2d", "maze2d-umaze", "maze2d-medium", "maze2d-large")
 LOCOMOTION = ("hopper", "halfcheetah", "walker2d")
 TIERS = ("medium", "medium-replay", "medium-expert")
 PRESET_ENVS = (*LOCOMOTION, *(f"{env}-{tier}" for env in LOCOMOTION for tier in TIERS), *MAZES)
+PolicyPaper = Literal["dt", "reinformer", "bc", "iql"]
+POLICY_PAPERS: tuple[PolicyPaper, ...] = get_args(PolicyPaper)
 CriticPaper = Literal["iql", "corl", "td3-bc", "cql", "ensemble"]
 CRITIC_PAPERS: tuple[CriticPaper, ...] = get_args(CriticPaper)
 
@@ -324,16 +217,21 @@ REINFORMER_RTG_SCALES = {
 }
 
 
-def policy_preset(kind: ModelKind, env: str) -> PolicyConfig:
-    """The published setting of a sequence model for an environment.
+def policy_preset(kind: PolicyPaper, env: str) -> PolicyConfig:
+    """The published setting of a policy for an environment.
 
     dt: kzl/decision-transformer (gym/experiment.py). That paper has no maze: return scale and
     target are CORL's there, the rest is as for locomotion.
     reinformer: Dragon-Zhuang/Reinformer (main.py), with batch 256 on hopper-medium and, as its
     code means but misspells, on hopper-medium-replay.
+    bc: behaviour cloning by an MLP (corl-team/CORL, algorithms/offline/any_percent_bc.py), of all
+    data: `best_share` makes 10 %BC of it.
+    iql: the policy of IQL (corl-team/CORL, configs/offline/iql), extracted from a critic that is
+    trained already, which `critic` has to name. There the two are trained side by side and the
+    learning rate falls; here the critic and the rate are constant.
 
     Args:
-        kind: "dt" or "reinformer".
+        kind: one of `POLICY_PAPERS`.
         env: one of `PRESET_ENVS`: an environment, or an environment and a dataset tier.
     """
     family, tier = _family(env)
@@ -368,7 +266,34 @@ def policy_preset(kind: ModelKind, env: str) -> PolicyConfig:
             batch_size=256 if larger_batch else 128,
             evaluation_episodes=100 if family == "maze2d" else 10,
         )
-    raise ValueError(f"kind: expected one of {', '.join(get_args(ModelKind))}, got {kind!r}")
+    if kind in ("bc", "iql"):
+        config = PolicyConfig(
+            model=ModelConfig(
+                kind="mlp", context_length=1, dropout=0.0, activation="relu", hidden=(256, 256)
+            ),
+            steps=1_000_000,
+            batch_size=256,
+            learning_rate=3e-4,
+            observation_epsilon=1e-3,
+            optimizer="adamw",
+            weight_decay=0.0,
+            warmup_steps=0,
+            gradient_clip=0.0,
+            sampling="length",
+            checkpoint_every=20_000,
+            evaluation_every=20_000,
+        )
+        if kind == "bc":
+            return config
+        hopper = family == "hopper"
+        return dataclasses.replace(
+            config,
+            action_loss=(
+                "error" if hopper and tier in ("medium", "medium-replay") else "likelihood"
+            ),
+            advantage_weight=6.0 if hopper and tier == "medium-expert" else 3.0,
+        )
+    raise ValueError(f"kind: expected one of {', '.join(POLICY_PAPERS)}, got {kind!r}")
 
 
 def critic_preset(paper: CriticPaper, env: str) -> CriticConfig:

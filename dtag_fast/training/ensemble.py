@@ -34,7 +34,7 @@ class EnsembleLearner(TransitionLearner):
         self.terms = ("q_loss", "value_loss", "q_mean", "q_spread")
         if config.ensemble.diversity > 0:
             self.terms = (*self.terms, "alignment")
-        # V_e(s) as a critic of one action that is always 0: the heads' layers, batched as theirs.
+        # See `values_of_heads`.
         self.value = build_critic(config, data.observation_dim, 1, copy.deepcopy(self.normalizer))
         self.value = self.value.to(device)
         self.value_optimizer = torch.optim.Adam(
@@ -72,22 +72,17 @@ class EnsembleLearner(TransitionLearner):
         follow(self.target, self.model, self.config.polyak)
         return torch.stack(terms).detach()
 
-    def _values(self, observations: Tensor) -> Tensor:
-        """V [E, B]."""
-        values: Tensor = self.value(observations, torch.zeros_like(observations[:, :1]))
-        return values.float()
-
     def _value_loss_eager(self, observations: Tensor, actions: Tensor) -> Tensor:
         with self.precision():
             with torch.no_grad():
                 q = self.target(observations, actions).float()
-            values = self._values(observations)
+            values = values_of_heads(self.value, observations)
         # Summed over the heads: each learns as it would alone.
         return self.config.heads * expectile_loss(q - values, self.config.expectile)
 
     def _next_values_eager(self, next_observations: Tensor) -> Tensor:
         with torch.no_grad(), self.precision():
-            return self._values(next_observations)
+            return values_of_heads(self.value, next_observations)
 
     def _q_loss_eager(
         self, observations: Tensor, actions: Tensor, targets: Tensor
@@ -96,6 +91,12 @@ class EnsembleLearner(TransitionLearner):
         with self.precision():
             q = self.model(observations, actions).float()  # [E, B]
         return self.q_error(q, targets), q.mean(), q.std(dim=0, correction=0).mean()
+
+
+def values_of_heads(value: Critic, observations: Tensor) -> Tensor:
+    """V [E, B] of an ensemble: a critic of one action, always 0, for heads batched as Q's."""
+    values: Tensor = value(observations, torch.zeros_like(observations[:, :1]))
+    return values.float()
 
 
 def gradient_alignment(critic: Critic, observations: Tensor, actions: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtag_fast.models.config import check_at_least, check_interval, check_positive
+from dtag_fast.models.config import check_at_least, check_interval, check_positive, check_widths
 
 CriticMethod = Literal["iql", "td3-bc", "cql", "ensemble"]
 
@@ -84,14 +84,6 @@ class EnsembleConfig:
 
     def __post_init__(self) -> None:
         check_interval(self, "diversity", 0.0, math.inf)
-
-
-def check_widths(config: Any, name: str) -> None:
-    """A tuple of layers' widths; JSON has made it a list."""
-    widths = tuple(getattr(config, name))
-    object.__setattr__(config, name, widths)
-    if any(not isinstance(width, int) or isinstance(width, bool) or width < 1 for width in widths):
-        raise ValueError(f"{name}: expected integers of at least 1, got {widths}")
 
 
 # --- presets: what differs from `CriticConfig`'s defaults, which are IQL's ------------------------

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from dtag_fast.data.windows import Windows, WindowSampler
 from dtag_fast.models.decision_transformer import SequenceModel, build_model
 from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.training.config import PolicyConfig
+from dtag_fast.training.guide import advantage_weights, load_guide
 from dtag_fast.training.lamb import Lamb
 from dtag_fast.training.loop import Evaluate, Learner, TrainingResult, run
 from dtag_fast.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
@@ -34,7 +36,7 @@ def train_policy(
     resume: bool = False,
     evaluate: Evaluate | None = None,
 ) -> TrainingResult:
-    """Train a Decision Transformer or a Reinformer on a dataset.
+    """Train a Decision Transformer, a Reinformer or an MLP on a dataset.
 
     Args:
         data: the dataset.
@@ -95,19 +97,31 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / mask.sum()
 
 
-def action_mse(predicted: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
-    """Decision Transformer's loss: squared error of actions [B, K, A], mean over A and steps."""
-    return masked_mean((predicted - actions).square().mean(dim=-1), mask)
+def action_mse(
+    predicted: Tensor, actions: Tensor, mask: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Decision Transformer's loss: squared error of actions [B, K, A], mean over A and steps.
+
+    With weights [B, K], the mean of the errors times these.
+    """
+    error = (predicted - actions).square().mean(dim=-1)
+    return masked_mean(error if weights is None else weights * error, mask)
 
 
-def action_nll(predicted: Tensor, log_std: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+def action_nll(
+    predicted: Tensor,
+    log_std: Tensor,
+    actions: Tensor,
+    mask: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Negative log-likelihood under Normal(predicted [B, K, A], exp(log_std [A])).
 
-    Summed over A, mean over real steps.
+    Summed over A, mean over real steps, each times its weight where there are weights [B, K].
     """
     standardized = (actions - predicted) * torch.exp(-log_std)
     nll = (0.5 * standardized.square() + log_std + HALF_LOG_2PI).sum(dim=-1)
-    return masked_mean(nll, mask)
+    return masked_mean(nll if weights is None else weights * nll, mask)
 
 
 def normal_entropy(log_std: Tensor) -> Tensor:
@@ -153,7 +167,7 @@ class PolicyLearner(Learner):
             normalizer,
         ).to(device)
         self.sampler = WindowSampler(
-            data,
+            best_episodes(data, config.best_share),
             config.model.context_length,
             sampling=config.sampling,
             padding=config.padding,
@@ -177,7 +191,14 @@ class PolicyLearner(Learner):
             self.target_entropy = -float(data.action_dim) if entropy is None else entropy
         else:
             self.terms = ("loss",)
-        losses = self._reinformer_losses if self.reinformer else self._dt_losses
+        self.guide = load_guide(config, self.model, device)
+        if config.advantage_weight > 0:
+            self.terms = (*self.terms, "weight")
+        losses = {
+            "reinformer": self._reinformer_losses,
+            "dt": self._dt_losses,
+            "mlp": self._mlp_losses,
+        }[config.model.kind]
         self._losses = torch.compile(losses) if config.compile else losses
 
     def update(self, step: int) -> Tensor:
@@ -186,7 +207,8 @@ class PolicyLearner(Learner):
         losses: Tensor = self._losses(*self._batch())
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses[0])
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
+        if self.config.gradient_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
         self.optimizer.step()
         losses = losses.detach()
         if self.reinformer:
@@ -254,6 +276,33 @@ class PolicyLearner(Learner):
         loss = return_loss + nll - temperature * entropy
         return torch.stack((loss, return_loss, nll, entropy, temperature))
 
+    def _mlp_losses(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        mask: Tensor,
+        drawn: Tensor,
+    ) -> Tensor:
+        """Behaviour cloning, or with weights the policy extraction of IQL (its eq. 7)."""
+        with self._precision():
+            output = self.model(observations, actions, returns_to_go, timesteps, mask)
+        weights = None
+        if self.config.advantage_weight > 0:
+            assert self.guide is not None, "load_guide has let a missing critic through"
+            advantages = self.guide.advantages(observations.flatten(0, 1), actions.flatten(0, 1))
+            weights = advantage_weights(advantages, self.config.advantage_weight).view(mask.shape)
+        predicted = self.model.unit_actions(output.actions)
+        targets = self.model.unit_actions(actions)
+        if self.config.action_loss == "likelihood":
+            loss = action_nll(predicted, output.log_std, targets, drawn, weights)
+        else:
+            loss = action_mse(predicted, targets, drawn, weights)
+        if weights is None:
+            return loss.unsqueeze(0)
+        return torch.stack((loss, weights.mean()))
+
     def _update_temperature(self, entropy: Tensor) -> None:
         """The temperature falls while the entropy is above its target, and rises below it."""
         self.temperature_optimizer.zero_grad(set_to_none=True)
@@ -269,6 +318,8 @@ class PolicyLearner(Learner):
         if self.reinformer:
             tensors["log_temperature"] = self.log_temperature.detach()
             tensors |= optimizer_tensors("temperature_optimizer", self.temperature_optimizer)
+        if self.guide is not None:
+            tensors |= {f"guide.{name}": x for name, x in self.guide.state_dict().items()}
         return tensors
 
     def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -277,12 +328,29 @@ class PolicyLearner(Learner):
             with torch.no_grad():
                 self.log_temperature.copy_(tensors["log_temperature"])
             load_optimizer_tensors("temperature_optimizer", self.temperature_optimizer, tensors)
+        if self.guide is not None:
+            self.guide.load_state_dict(
+                {name: tensors[f"guide.{name}"] for name in self.guide.state_dict()}
+            )
 
     def sampler_state(self) -> dict[str, Any]:
         return self.sampler.state_dict()
 
     def load_sampler_state(self, state: Mapping[str, Any]) -> None:
         self.sampler.load_state_dict(state)
+
+
+def best_episodes(data: Trajectories, share: float) -> Trajectories:
+    """The episodes of highest return that together hold at most this share of the steps.
+
+    At least the best one. As %BC of kzl/decision-transformer (gym/experiment.py).
+    """
+    if share == 1.0:
+        return data
+    order = np.argsort(-data.returns(), kind="stable")
+    held = np.cumsum(data.lengths()[order])
+    count = max(int(np.searchsorted(held, share * data.steps, side="right")), 1)
+    return data.select(np.sort(order[:count]))
 
 
 def _optimizer(config: PolicyConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -22,6 +22,7 @@ from dtag_fast.commands.train import TrainCritic, TrainPolicy
 from dtag_fast.refinement import Refiner
 from dtag_fast.training.config import (
     CRITIC_PAPERS,
+    POLICY_PAPERS,
     PRESET_ENVS,
     CriticConfig,
     PolicyConfig,
@@ -149,9 +150,7 @@ def test_the_reference_takes_the_same_options() -> None:
 # --- presets ---
 
 
-@pytest.mark.parametrize(
-    ("kind", "env"), list(itertools.product(["dt", "reinformer"], PRESET_ENVS))
-)
+@pytest.mark.parametrize(("kind", "env"), list(itertools.product(POLICY_PAPERS, PRESET_ENVS)))
 def test_a_policy_preset_sets_the_published_values(kind: Any, env: str) -> None:
     command = parse(TrainPolicy, "dtag", [*NEEDED, "--preset", f"{kind}-{env}"])
     assert command.config == policy_preset(kind, env)
@@ -207,7 +206,7 @@ def test_help_shows_the_presets_values(capsys: pytest.CaptureFixture[str]) -> No
     [
         ("policy", "ppo", ("dt", "reinformer", "hopper")),
         ("policy", "dt-moon", ("dt", "reinformer", "maze2d-umaze")),
-        ("policy", "iql-hopper", ("dt", "reinformer")),
+        ("policy", "corl-hopper", ("dt", "reinformer", "bc", "iql")),
         ("policy", "", ("dt", "reinformer")),
         ("policy", "dt-", ("dt", "reinformer")),
         ("critic", "dt-hopper", ("iql", "corl", "td3-bc")),

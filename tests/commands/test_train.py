@@ -106,6 +106,24 @@ def test_a_policy_is_trained_without_evaluation_if_wished(workspace: Any, tmp_pa
     assert checkpoint.pointed(out, "best") is None
 
 
+def test_clones_and_iqls_policy_are_trained_and_evaluated_as_any(
+    workspace: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, options in (
+        ("bc", ("--best-share", "0.5")),
+        ("iql", ("--critic", str(workspace.critic), "--advantage-weight", "2")),
+    ):
+        out = tmp_path / name
+        tiny = ("--model.context-length", "1", "--model.hidden", "16")
+        assert train("policy", workspace, out, "--preset", name, *tiny, *options) == 0
+        assert checkpoint.read_state(out)["config"]["model"]["kind"] == "mlp"
+        command = ["evaluate", "--policy", str(out), "--critic", str(workspace.critic)]
+        assert main([*command, "--compare", "--episodes", "3"]) == 0
+        printed = capsys.readouterr().out
+        assert "last, unrefined" in printed
+        assert "last, refined" in printed
+
+
 def test_a_critic_alone_cannot_be_evaluated(
     workspace: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dtag_fast.acting import token_predictors
 from dtag_fast.acting.policy import Policy
 from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead
 from dtag_fast.data.bandit import bandit_episodes, bandit_spec
@@ -102,7 +103,7 @@ def test_a_decision_transformer_asks_for_its_target(monkeypatch: pytest.MonkeyPa
             asked.append(target_return)
             super().__init__(target_return)
 
-    monkeypatch.setattr(periodic, "FixedTarget", Recorded)
+    monkeypatch.setattr(token_predictors, "FixedTarget", Recorded)
     config = config_of("dt", target_return=0.75)
     run = policy_evaluation(bandit_data(REFERENCE), config)
     assert run is not None

@@ -313,7 +313,7 @@ def test_autocast_gives_float32_and_nearly_the_same() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match=r"config: kind='dt' is a DecisionTransformer"):
+    with pytest.raises(ValueError, match=r"config: expected kind='reinformer', .*kind='dt'"):
         Reinformer(DT, 5, 3)
     with pytest.raises(ValueError, match=r"normalizer: expected one of 5 features, got 4"):
         DecisionTransformer(DT, 5, 3, normalizer=Normalizer.identity(4))

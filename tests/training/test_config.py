@@ -14,6 +14,7 @@ import pytest
 from dtag_fast.models.config import ModelConfig
 from dtag_fast.training.config import (
     CRITIC_PAPERS,
+    POLICY_PAPERS,
     PRESET_ENVS,
     CriticConfig,
     PolicyConfig,
@@ -53,6 +54,22 @@ def test_reinformer_presets() -> None:
         "hopper-medium-replay",
     }
     assert set(batches.values()) == {128, 256}
+
+
+def test_clone_presets() -> None:
+    clone = policy_preset("bc", "hopper")
+    assert (clone.model.kind, clone.model.hidden, clone.best_share) == ("mlp", (256, 256), 1.0)
+    assert (clone.learning_rate, clone.batch_size, clone.weight_decay) == (3e-4, 256, 0.0)
+    assert (clone.action_loss, clone.advantage_weight, clone.critic) == ("error", 0.0, None)
+    iql = {env: policy_preset("iql", env) for env in PRESET_ENVS}
+    assert iql["walker2d"].model == clone.model
+    assert {env for env in iql if iql[env].action_loss == "error"} == {
+        "hopper-medium",
+        "hopper-medium-replay",
+    }
+    assert {env: iql[env].advantage_weight for env in iql if iql[env].advantage_weight != 3.0} == {
+        "hopper-medium-expert": 6.0
+    }
 
 
 def test_critic_presets() -> None:
@@ -100,7 +117,7 @@ def test_critic_presets() -> None:
 
 def test_presets_survive_json() -> None:
     for env in PRESET_ENVS:
-        for kind in ("dt", "reinformer"):
+        for kind in POLICY_PAPERS:
             policy = policy_preset(kind, env)
             assert PolicyConfig.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
         for paper in CRITIC_PAPERS:
@@ -111,7 +128,7 @@ def test_presets_survive_json() -> None:
 def test_unknown_presets_are_named() -> None:
     with pytest.raises(ValueError, match=r"env: expected one of hopper, .*got 'hoper'"):
         policy_preset("dt", "hoper")
-    with pytest.raises(ValueError, match=r"kind: expected one of dt, reinformer, got 'gpt'"):
+    with pytest.raises(ValueError, match=r"kind: expected one of dt, reinformer, .*got 'gpt'"):
         policy_preset(cast(Any, "gpt"), "hopper")
     with pytest.raises(ValueError, match=r"paper: expected one of iql, corl, .*got 'dqn'"):
         critic_preset(cast(Any, "dqn"), "hopper")
@@ -134,6 +151,10 @@ def test_unknown_presets_are_named() -> None:
         (PolicyConfig, "expectile", 1.0),
         (PolicyConfig, "optimizer", "sgd"),
         (PolicyConfig, "target_return", math.nan),
+        (PolicyConfig, "best_share", 0.0),
+        (PolicyConfig, "gradient_clip", -1.0),
+        (PolicyConfig, "advantage_weight", math.nan),
+        (PolicyConfig, "action_loss", "mse"),
         (CriticConfig, "hidden", (256, 0)),
         (CriticConfig, "discount", 1.5),
         (CriticConfig, "polyak", 0.0),

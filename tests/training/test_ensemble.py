@@ -10,7 +10,7 @@ from torch import Tensor
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import refine
-from dtag_fast.training.ensemble import EnsembleLearner, gradient_alignment
+from dtag_fast.training.ensemble import EnsembleLearner, gradient_alignment, values_of_heads
 from dtag_fast.training.iql import CriticLearner
 from dtag_fast.training.method_config import EnsembleConfig
 from tests.training.conftest import critic_config, plain_head
@@ -62,7 +62,7 @@ def test_each_head_learns_as_it_would_alone(
             for p, q in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-4, atol=2e-4)
     observations = torch.randn(5, 4)
-    values = ensemble._values(observations)
+    values = values_of_heads(ensemble.value, observations)
     assert values.shape == (3, 5)
     for head, learner in enumerate(alone):
         torch.testing.assert_close(values[head], learner.value(observations), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,47 @@
+"""An MLP that acts by the current observation alone: behaviour cloning, and policies after it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dtag_fast.models.config import ModelConfig
+from dtag_fast.models.decision_transformer import LOG_STD_RANGE, SequenceModel, SequenceOutput
+
+
+class MlpModel(SequenceModel):
+    """A sequence model of one step that no return token guides.
+
+    Hidden layers of `config.hidden`, and a tanh stretched to the action box. `log_std` belongs to a
+    Normal around it, for training by likelihood; acting takes its mean, as the others do.
+    """
+
+    kind = "mlp"
+
+    def _build(self, config: ModelConfig, observation_dim: int, action_dim: int) -> None:
+        widths = [observation_dim, *config.hidden]
+        self.hidden = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise(widths))
+        self.predict_action = nn.Linear(widths[-1], action_dim)
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def forward(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        mask: Tensor | None = None,
+    ) -> SequenceOutput:
+        return SequenceOutput(self.act(observations), self.log_std.clamp(*LOG_STD_RANGE))
+
+    def act(self, observations: Tensor) -> Tensor:
+        """The mean actions [..., A] for observations [..., S], raw."""
+        x = self.normalizer(observations)
+        for layer in self.hidden:
+            x = layer(x)
+            x = F.relu(x) if self.config.activation == "relu" else F.gelu(x)
+            x = F.dropout(x, self.config.dropout, self.training)
+        return self.box_actions(torch.tanh(self.predict_action(x).float()))

@@ -21,6 +21,7 @@
 #include "kernels.h"
 #include "packed_critic.h"
 #include "refine.h"
+#include "training_bindings.h"
 #include "weights_version.h"
 
 namespace py = pybind11;
@@ -317,5 +318,6 @@ PYBIND11_MODULE(_native, module) {
              py::arg("actions"), py::arg("result"), py::arg("q"), py::arg("q_initial"),
              py::arg("best_step"), py::arg("start"), py::arg("distance"), py::arg("flips"),
              py::arg("dense_steps"));
+  bind_training(module);
   module.def("build_info", &build_info);
 }

@@ -7,6 +7,7 @@
 
 #include "cost_model.h"
 #include "refine.h"
+#include "training.h"
 
 namespace dtag {
 
@@ -17,6 +18,7 @@ struct KernelSet {
   Kernel walk;
   Kernel dense;
   CostRates rates;
+  const TrainingKernels* training;  // null in the set "scalar": torch trains there
 };
 
 // Compiled from simd/kernels.cpp, once for each.

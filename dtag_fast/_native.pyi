@@ -121,6 +121,61 @@ def refine(
 def why_no_walk(activation: str, hidden_layers: int, layer_norm: bool) -> str | None:
     """Why a critic of this kind, its weights being finite, cannot be walked, or None."""
 
+def can_train() -> bool:
+    """Whether the instruction set in use has the kernels below."""
+
+def multiply(
+    rows: int,
+    columns: int,
+    inner: int,
+    a: tuple[int, int, int],
+    b: tuple[int, int, int],
+    bias: int,
+    out: int,
+    out_stride: int,
+    threads: int,
+) -> None:
+    """out [rows, columns] = a [rows, inner] b [inner, columns] + bias [columns], all float32.
+
+    A matrix comes as its address and the strides of its two dimensions, in floats; bias may be 0.
+    """
+
+class IqlTrainer:
+    """The update of an IQL critic, see csrc/training.h; tensors come as addresses.
+
+    q and value are those of weight, bias, weight, ...: each (parameter, exp_avg, exp_avg_sq,
+    target or 0).
+    """
+
+    def __init__(
+        self,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        batch: int,
+        hidden: Sequence[int],
+        heads: int,
+        negative_slope: float,
+        discount: float,
+        expectile: float,
+        polyak: float,
+        joint: bool,
+        q_loss_factor: float,
+        mean: int,
+        std: int,
+        q: Sequence[Sequence[int]],
+        value: Sequence[Sequence[int]],
+    ) -> None: ...
+    def step(
+        self,
+        rows: int,
+        index: int,
+        adam: tuple[float, float, float, float, float],
+        losses: int,
+        threads: int,
+    ) -> None:
+        """adam: rate by its bias correction, factor of the square's root, beta1, beta2, epsilon."""
+
 def isa() -> str:
     """The instruction set whose kernels are in use."""
 

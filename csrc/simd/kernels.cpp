@@ -28,6 +28,7 @@ extern const KernelSet DTAG_JOIN(kernels_, DTAG_TARGET) = {
     {refine_walk, workspace_size_walk},
     {refine_dense, workspace_size_dense},
     rates,
+    &DTAG_JOIN(training_, DTAG_TARGET),
 };
 
 }  // namespace dtag

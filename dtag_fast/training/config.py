@@ -40,6 +40,7 @@ CriticActivation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu", "mish",
 Initialization = Literal["orthogonal", "orthogonal-small", "default"]
 UpdateOrder = Literal["value_first", "joint"]
 QReduction = Literal["sum", "mean"]
+CriticBackend = Literal["auto", "native", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +184,14 @@ class CriticConfig(TrainingConfig):
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """Heads that share no target (method ensemble)."""
 
+    backend: CriticBackend = "auto"
+    """native: the compiled update (iql), for relu and leaky_relu without LayerNorm, float32 on the
+    CPU; torch: autograd; auto: native where it can. They differ by rounding."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.backend == "native" and self.method != "iql":
+            raise ValueError(f"backend: 'native' trains with method 'iql', not {self.method!r}")
         check_widths(self, "hidden")
         check_at_least(self, 2 if self.method == "ensemble" else 1, "heads")
         check_interval(self, "discount", 0.0, 1.0)

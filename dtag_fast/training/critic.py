@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dtag_fast import checkpoint
@@ -144,10 +145,13 @@ class TransitionLearner(Learner):
         self.modules: dict[str, nn.Module] = {"target": self.target}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"q_optimizer": self.q_optimizer}
 
+    def drawn_rows(self) -> NDArray[np.int64]:
+        """The rows [B] of the next random batch."""
+        return self.generator.integers(len(self.rows), size=self.config.batch_size)
+
     def batch(self) -> Batch:
         """A random batch of the dataset."""
-        rows = self.generator.integers(len(self.rows), size=self.config.batch_size)
-        index = torch.from_numpy(rows).to(self.device, non_blocking=True)
+        index = torch.from_numpy(self.drawn_rows()).to(self.device, non_blocking=True)
         return torch.split(self.rows.index_select(0, index), self.sizes, dim=1)  # type: ignore[return-value]
 
     def targets(self, rewards: Tensor, continues: Tensor, next_values: Tensor) -> Tensor:

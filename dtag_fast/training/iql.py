@@ -21,6 +21,7 @@ from dtag_fast.training.critic import ORTHOGONAL_GAIN, TransitionLearner
 from dtag_fast.training.critic import build_critic as build_critic
 from dtag_fast.training.critic import load_critic as load_critic
 from dtag_fast.training.critic import train_critic as train_critic
+from dtag_fast.training.native_iql import NativeIql, Trained, unsupported_reason
 
 
 class ValueFunction(nn.Module):
@@ -57,11 +58,16 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 
 
 class CriticLearner(TransitionLearner):
-    """The Q-heads and V."""
+    """The Q-heads and V.
+
+    `update_on` is the update in torch; `update` takes the native one where `config.backend` lets
+    it.
+    """
 
     terms = ("q_loss", "value_loss", "q_mean", "value_mean")
 
     def __init__(self, data: Trajectories, config: CriticConfig, device: torch.device) -> None:
+        native = _takes_native(config, device)
         super().__init__(data, config, device)
         self.value = ValueFunction(config, copy.deepcopy(self.normalizer)).to(device)
         self.value_optimizer = torch.optim.Adam(
@@ -72,8 +78,25 @@ class CriticLearner(TransitionLearner):
         self._value_loss = self.compiled(self._value_loss_eager)
         self._q_loss = self.compiled(self._q_loss_eager)
         self._next_values = self.compiled(self._next_values_eager)
+        self.native = self._make_native() if native else None
+
+    def _make_native(self) -> NativeIql:
+        layers = zip(self.model.weights, self.model.biases, strict=True)
+        targets = zip(self.target.weights, self.target.biases, strict=True)
+        q = Trained(
+            [tensor for layer in layers for tensor in layer],
+            self.q_optimizer,
+            [tensor for layer in targets for tensor in layer],
+        )
+        value = Trained(
+            [p for layer in self.value.layers for p in layer.parameters()], self.value_optimizer
+        )
+        normalizer = self.model.normalizer
+        return NativeIql(self.config, self.rows, normalizer.mean, normalizer.std, q, value)
 
     def update(self, step: int) -> Tensor:
+        if self.native is not None:
+            return self.native.step(self.drawn_rows())
         return self.update_on(*self.batch())
 
     def update_on(
@@ -124,3 +147,12 @@ class CriticLearner(TransitionLearner):
         with self.precision():
             q = self.model(observations, actions).float()  # [E, B]
         return self.q_error(q, targets), q.mean()
+
+
+def _takes_native(config: CriticConfig, device: torch.device) -> bool:
+    if config.backend == "torch":
+        return False
+    reason = unsupported_reason(config, device)
+    if config.backend == "native" and reason is not None:
+        raise ValueError(f"backend: 'native' cannot train this critic: {reason}")
+    return reason is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What may differ without changing a single weight.
+# What may differ without changing a single weight; `backend` does by rounding alone.
 FREE_FIELDS = frozenset(
     {
         "steps",
@@ -18,6 +18,7 @@ FREE_FIELDS = frozenset(
         "evaluation_seed",
         "tensorboard",
         "progress",
+        "backend",
     }
 )
 

@@ -18,6 +18,7 @@ arXiv 2106.01345; Dragon-Zhuang/Reinformer (model) for Zhuang et al. 2024, arXiv
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -343,6 +344,10 @@ class Reinformer(SequenceModel):
         return SequenceOutput(self.box_actions(mean), self.log_std.clamp(*LOG_STD_RANGE), returns)
 
 
+# And "mlp", which dtag_fast.models.mlp adds.
+MODELS: dict[str, type[SequenceModel]] = {"dt": DecisionTransformer, "reinformer": Reinformer}
+
+
 def build_model(
     config: ModelConfig,
     observation_dim: int,
@@ -352,11 +357,11 @@ def build_model(
     normalizer: Normalizer | None = None,
 ) -> SequenceModel:
     """The sequence model of `config.kind`, with fresh weights. Arguments: see `SequenceModel`."""
-    from dtag_fast.models.mlp import MlpModel  # one of them, in a file of its own
-
-    kinds: tuple[type[SequenceModel], ...] = (DecisionTransformer, Reinformer, MlpModel)
-    (model,) = (model for model in kinds if model.kind == config.kind)
-    return model(config, observation_dim, action_dim, action_low, action_high, normalizer)
+    if config.kind == "mlp":
+        importlib.import_module("dtag_fast.models.mlp")
+    return MODELS[config.kind](
+        config, observation_dim, action_dim, action_low, action_high, normalizer
+    )
 
 
 def _visible(steps: int, span: int, mask: Tensor | None, device: torch.device) -> Tensor | None:

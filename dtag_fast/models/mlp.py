@@ -6,10 +6,14 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dtag_fast.models.config import ModelConfig
-from dtag_fast.models.decision_transformer import LOG_STD_RANGE, SequenceModel, SequenceOutput
+from dtag_fast.models.decision_transformer import (
+    LOG_STD_RANGE,
+    MODELS,
+    SequenceModel,
+    SequenceOutput,
+)
 
 
 class MlpModel(SequenceModel):
@@ -22,9 +26,12 @@ class MlpModel(SequenceModel):
     kind = "mlp"
 
     def _build(self, config: ModelConfig, observation_dim: int, action_dim: int) -> None:
-        widths = [observation_dim, *config.hidden]
-        self.hidden = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise(widths))
-        self.predict_action = nn.Linear(widths[-1], action_dim)
+        layers: list[nn.Module] = []
+        for sizes in pairwise([observation_dim, *config.hidden]):
+            activation = nn.ReLU() if config.activation == "relu" else nn.GELU()
+            layers += [nn.Linear(*sizes), activation, nn.Dropout(config.dropout)]
+        self.layers = nn.Sequential(*layers)
+        self.predict_action = nn.Linear([observation_dim, *config.hidden][-1], action_dim)
         self.log_std = nn.Parameter(torch.zeros(action_dim))
 
     def forward(
@@ -39,9 +46,8 @@ class MlpModel(SequenceModel):
 
     def act(self, observations: Tensor) -> Tensor:
         """The mean actions [..., A] for observations [..., S], raw."""
-        x = self.normalizer(observations)
-        for layer in self.hidden:
-            x = layer(x)
-            x = F.relu(x) if self.config.activation == "relu" else F.gelu(x)
-            x = F.dropout(x, self.config.dropout, self.training)
-        return self.box_actions(torch.tanh(self.predict_action(x).float()))
+        hidden = self.layers(self.normalizer(observations))
+        return self.box_actions(torch.tanh(self.predict_action(hidden).float()))
+
+
+MODELS["mlp"] = MlpModel

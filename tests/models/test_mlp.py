@@ -35,8 +35,10 @@ def make(**changes: Any) -> MlpModel:
 def test_it_is_a_plain_mlp(activation: str) -> None:
     model = make(activation=activation)
     layers: list[nn.Module] = []
-    for layer in model.hidden:
-        layers += [layer, nn.ReLU() if activation == "relu" else nn.GELU()]
+    for layer in model.layers:
+        if isinstance(layer, nn.Linear):
+            layers += [layer, nn.ReLU() if activation == "relu" else nn.GELU()]
+    assert len(layers) == 4
     plain = nn.Sequential(*layers, model.predict_action, nn.Tanh())
     observations = torch.randn(3, 5, 4)
     half, center = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 3.0])

@@ -35,6 +35,7 @@ class Context:
         tokens: [B, K] window of return tokens, raw; zero at the current step until written.
         timesteps: [B, K] int64 window; zero where masked.
         mask: [B, K] bool window, True at real steps.
+        received: [B], rewards received in the episode so far, for a token predictor to add up in.
         token: [B], the return token written last: that of the step before until `write_token`.
         position: [B] int64, the index of the current step in its window.
         first: [B] bool, whether the current step is its episode's first.
@@ -66,6 +67,7 @@ class Context:
         self.timesteps = zeros(batch, length, dtype=torch.int64)
         self.mask = zeros(batch, length, dtype=torch.bool)
         self.token = zeros(batch)
+        self.received = zeros(batch)
         self.position = zeros(batch, dtype=torch.int64)
         self.first = zeros(batch, dtype=torch.bool)
         self.prefix: tuple[Tensor, Cache] | None = None
@@ -110,6 +112,7 @@ class Context:
         other.steps[:] = self.steps[rows]
         other._now.copy_(self._now[chosen])
         other.token.copy_(self.token[chosen])
+        other.received.copy_(self.received[chosen])
         other._observation_slots.copy_(self._observation_slots[slots])
         other._action_slots.copy_(self._action_slots[slots])
         other._token_slots.copy_(self._token_slots[slots])

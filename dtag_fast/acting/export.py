@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtag_fast.acting.streaming import StreamingContext
 from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
+from dtag_fast.acting.value_predictors import ReturnGrid
 from dtag_fast.models.decision_transformer import Reinformer, SequenceModel
 from dtag_fast.refinement import reference
 from dtag_fast.refinement.export import ExportFormat, quiet, require_onnx, save
@@ -160,6 +161,10 @@ class _Streaming:
     """Sliding attention: the keys and values that a `StreamingContext` keeps."""
 
     def __init__(self, model: SequenceModel, predictor: TokenPredictor, num_envs: int) -> None:
+        if isinstance(predictor, ReturnGrid):
+            raise ValueError(
+                "token_predictor: a ReturnGrid cannot be exported, as it keeps what was received"
+            )
         self.model, self.predictor, self.num_envs = model, predictor, num_envs
 
     def state(self) -> State:

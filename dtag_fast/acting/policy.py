@@ -209,7 +209,7 @@ class Policy:
 
         Raises:
             ValueError: with full attention, a token predictor other than `FixedTarget` and
-                `ReturnHead`; a folder that is not there.
+                `ReturnHead`; a `ReturnGrid`, an MLP; a folder that is not there.
             ImportError: the extra is not installed.
         """
         from dtag_fast.acting.export import export_policy
@@ -225,7 +225,8 @@ class Policy:
             "refinement": None,
         }
         # Those of this package are frozen dataclasses; the protocol does not ask for it.
-        described |= vars(predictor)
+        settings = vars(predictor).items()
+        described |= {name: x for name, x in settings if not isinstance(x, nn.Module)}
         if self.refiner is not None:
             described["refinement"] = {
                 **dataclasses.asdict(self.refiner.options),

@@ -95,6 +95,7 @@ class StreamingContext(Context):
         other.steps[:] = self.steps[rows]
         other._now.copy_(self._now[chosen])
         other.token.copy_(self.token[chosen])
+        other.received.copy_(self.received[chosen])
         other.actions.copy_(self.actions[chosen])
         slots = self._slots_of(chosen)
         other._tokens.copy_(self._tokens[slots])

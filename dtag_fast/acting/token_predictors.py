@@ -62,20 +62,55 @@ class FixedTarget:
     target_return: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.target_return):
-            raise ValueError(f"target_return: expected a finite number, got {self.target_return}")
+        check_finite("target_return", self.target_return)
 
     @property
     def needs_rewards(self) -> bool:
         return True
 
     def check_model(self, model: SequenceModel) -> None:
-        """It works with any sequence model."""
+        check_tokens(self, model)
 
     def choose(self, model: SequenceModel, context: Context, rewards: Tensor | None) -> Tensor:
         tokens = torch.full_like(context.token, self.target_return)
         if rewards is not None:
             tokens = torch.where(context.first, tokens, context.token - rewards)
+        context.write_token(tokens)
+        return predict_actions(model, context)
+
+
+@dataclass(frozen=True)
+class DiscountedCountdown:
+    """A discounted return to aim for: R_{t+1} = (R_t - r_t) / gamma.
+
+    VDT (ruthless-man/VDT, src/util.py). The countdown of a discounted return-to-go, which grows
+    without limit where the rewards stay behind the target.
+
+    Args:
+        target_return: R_0, in raw units of discounted return.
+        discount: gamma, in (0, 1].
+    """
+
+    target_return: float
+    discount: float = 0.99
+
+    def __post_init__(self) -> None:
+        check_finite("target_return", self.target_return)
+        if not 0.0 < self.discount <= 1.0:
+            raise ValueError(f"discount: expected a number in (0, 1], got {self.discount}")
+
+    @property
+    def needs_rewards(self) -> bool:
+        return True
+
+    def check_model(self, model: SequenceModel) -> None:
+        check_tokens(self, model)
+
+    def choose(self, model: SequenceModel, context: Context, rewards: Tensor | None) -> Tensor:
+        tokens = torch.full_like(context.token, self.target_return)
+        if rewards is not None:
+            following = (context.token - rewards) / self.discount
+            tokens = torch.where(context.first, tokens, following)
         context.write_token(tokens)
         return predict_actions(model, context)
 
@@ -125,6 +160,21 @@ class NoToken:
         return predict_actions(model, context)
 
 
+def check_finite(name: str, value: float) -> None:
+    """ValueError for what is no finite number."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
+def check_tokens(predictor: TokenPredictor, model: SequenceModel) -> None:
+    """ValueError for a model that no return token reaches."""
+    if isinstance(model, MlpModel):
+        raise ValueError(
+            f"token_predictor: {type(predictor).__name__} needs a model with return tokens (kind "
+            f"'dt' or 'reinformer'), got kind {model.config.kind!r}; use NoToken"
+        )
+
+
 def own_predictor(
     kind: ModelKind, target_return: float | None, config: Mapping[str, Any]
 ) -> TokenPredictor | None:
@@ -143,5 +193,5 @@ def own_predictor(
     if target_return is None and kind == "reinformer":
         return ReturnHead()
     if target_return is None:
-        target_return = config["target_return"]
+        target_return = config.get("target_return")
     return None if target_return is None else FixedTarget(target_return)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from dtag_fast.acting.predictor_options import PredictorOptions
 
 if TYPE_CHECKING:
     from dtag_fast.acting.policy import Policy
@@ -108,6 +111,9 @@ class Evaluate:
     refinement: Refinement = field(default_factory=Refinement)
     """Refinement."""
 
+    predictor: PredictorOptions = field(default_factory=PredictorOptions)
+    """What supplies the return token."""
+
     def run(self) -> None:
         """Evaluate, print the table, write what --out and --video ask for."""
         if self.compare and self.critic is None:
@@ -206,7 +212,6 @@ class Evaluate:
         self, checkpoint: Literal["last", "best"], refined: bool
     ) -> tuple[Policy, str, DatasetInfo]:
         """The policy, the environment to act in, and what is known of the policy's dataset."""
-        from dtag_fast.acting.policy import Policy
         from dtag_fast.checkpoint import read_state, resolve
         from dtag_fast.data.trajectories import DatasetInfo
         from dtag_fast.models.critic import Critic
@@ -217,13 +222,33 @@ class Evaluate:
         env = self.env if self.env is not None else info.env_spec
         if env is None:
             raise ValueError(f"--env: needed, the dataset {info.id} names no environment")
-        policy = Policy.load(source, target_return=self.target_return, device=self.device)
+        policy = self._load_policy(source, state["config"], info)
         if refined:
             assert self.critic is not None
             critic = Critic.load(self.critic, device=self.device)
             policy = policy.with_refinement(critic, **asdict(self.refinement))
         return policy, env, info
 
+    def _load_policy(self, source: Path, config: Mapping[str, Any], info: DatasetInfo) -> Policy:
+        from dtag_fast.acting.policy import Policy
+        from dtag_fast.acting.predictor_options import make_predictor
+        from dtag_fast.training.sequence import load_policy_model
+
+        if self.predictor.name == "own":
+            return Policy.load(source, target_return=self.target_return, device=self.device)
+        model, _ = load_policy_model(source, device=self.device)
+        target = config["target_return"] if self.target_return is None else self.target_return
+        predictor = make_predictor(
+            self.predictor,
+            model,
+            target_return=target,
+            horizon=info.horizon,
+            critic=self.critic,
+        )
+        return Policy(model, predictor)
+
 
 def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
     return str(value) if isinstance(value, Path) else value

@@ -134,7 +134,10 @@ class TransitionLearner(Learner):
         self.device = device
         self.normalizer = normalizer
         self.sizes = [data.observation_dim, data.action_dim, data.observation_dim, 1, 1]
-        self.rows = _packed(data, config).to(device)
+        scaled = scale_rewards(data, config.reward_scaling)
+        scaling = scaled.info.provenance["reward_scaling"]
+        self.reward_scaling = torch.tensor([scaling["factor"], scaling["shift"]])
+        self.rows = _packed(scaled, config).to(device)
         self.generator = np.random.Generator(np.random.PCG64(config.seed))
         self.model = build_critic(config, data.observation_dim, data.action_dim, normalizer)
         self.model = self.model.to(device)
@@ -171,7 +174,7 @@ class TransitionLearner(Learner):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast)
 
     def training_tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
+        tensors = {"reward_scaling": self.reward_scaling}  # for those who want raw units
         for prefix, module in self.modules.items():
             tensors |= {f"{prefix}.{name}": x for name, x in module.state_dict().items()}
         for prefix, optimizer in self.optimizers.items():
@@ -208,8 +211,7 @@ def follow(target: nn.Module, source: nn.Module, polyak: float) -> None:
 
 
 def _packed(data: Trajectories, config: CriticConfig) -> Tensor:
-    """One row a transition, so that a batch is one gather: s, a, s', scaled r, 1 - terminal."""
-    scaled = scale_rewards(data, config.reward_scaling)
+    """One row a transition, so that a batch is one gather: s, a, s', r, 1 - terminal."""
     low, high = np.asarray(data.info.action_low), np.asarray(data.info.action_high)
     margin = config.action_margin * (high - low) / 2
     rows = np.concatenate(
@@ -217,7 +219,7 @@ def _packed(data: Trajectories, config: CriticConfig) -> Tensor:
             data.observations,
             np.clip(data.actions, low + margin, high - margin),
             data.next_observations,
-            scaled.rewards[:, None],
+            data.rewards[:, None],
             ~data.terminations[:, None],
         ),
         axis=1,

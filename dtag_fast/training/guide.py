@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -80,17 +84,7 @@ def load_guide(config: PolicyConfig, model: SequenceModel, device: torch.device)
         own, expected = getattr(critic, name), getattr(model, name)
         if own != expected:
             raise ValueError(f"critic: {source} has {name}={own}, the data has {expected}")
-    trained = CriticConfig.from_dict(state["config"])
-    value = _value(trained, critic.observation_dim)
-    if value is None:
-        raise ValueError(
-            f"advantage_weight: needs a critic with V, of method iql or ensemble; {source} is of "
-            f"method {trained.method}"
-        )
-    tensors = checkpoint.load_tensors(source, file=checkpoint.TRAINING_FILE)
-    prefix = "value."
-    own_tensors = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-    checkpoint.load_into(value, own_tensors, source)
+    value = _load_value(source, state, "advantage_weight")
     return Guide(critic, value).to(device)
 
 
@@ -99,9 +93,66 @@ def advantage_weights(advantages: Tensor, inverse_temperature: float) -> Tensor:
     return torch.exp(inverse_temperature * advantages).clamp(max=LARGEST_WEIGHT)
 
 
-def _value(config: CriticConfig, observation_dim: int) -> ValueFunction | Critic | None:
+class RawValue(nn.Module):
+    """V in raw units of return.
+
+    Args:
+        value: as `Guide` takes it.
+        factor: that the rewards it was trained on were multiplied by.
+    """
+
+    def __init__(self, value: ValueFunction | Critic, factor: float) -> None:
+        super().__init__()
+        self.value = value
+        self.factor = factor
+        self.observation_dim = value.normalizer.mean.shape[0]
+        self.requires_grad_(False).eval()
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """V [B] of observations [B, S], raw; of an ensemble, the mean of its heads'."""
+        if isinstance(self.value, Critic):
+            return values_of_heads(self.value, observations).mean(dim=0) / self.factor
+        values: Tensor = self.value(observations)
+        return values / self.factor
+
+
+def load_raw_value(path: str | Path, device: str | torch.device = "cpu") -> RawValue:
+    """The V of a critic's run, its last checkpoint, or of one checkpoint.
+
+    Raises:
+        CheckpointError: missing, damaged, of another version, or not a critic's.
+        ValueError: a critic without V, or one trained on rewards that were shifted.
+    """
+    source = checkpoint.resolve(path)
+    state = checkpoint.read_state(source, kind="critic")
+    value = _load_value(source, state, "value")
+    scaling = checkpoint.load_tensors(source, file=checkpoint.TRAINING_FILE).get("reward_scaling")
+    if scaling is None:
+        raise checkpoint.CheckpointError(f"{source}: does not say how its rewards were scaled")
+    factor, shift = scaling.tolist()
+    if shift != 0:
+        raise ValueError(
+            f"value: expected a critic of rewards that were not shifted; those of {source} were, "
+            f"by {shift:g}, and V cannot be told in raw units"
+        )
+    return RawValue(value, factor).to(device)
+
+
+def _load_value(source: Path, state: Mapping[str, Any], argument: str) -> ValueFunction | Critic:
+    """V of a checkpoint; ValueError, naming the argument that needs it, where there is none."""
+    config = CriticConfig.from_dict(state["config"])
+    value: ValueFunction | Critic
     if config.method == "iql":
-        return ValueFunction(config, Normalizer.identity(observation_dim))
-    if config.method == "ensemble":
-        return build_critic(config, observation_dim, 1)
-    return None
+        value = ValueFunction(config, Normalizer.identity(state["observation_dim"]))
+    elif config.method == "ensemble":
+        value = build_critic(config, state["observation_dim"], 1)
+    else:
+        raise ValueError(
+            f"{argument}: needs a critic with V, of method iql or ensemble; {source} is of method "
+            f"{config.method}"
+        )
+    tensors = checkpoint.load_tensors(source, file=checkpoint.TRAINING_FILE)
+    prefix = "value."
+    own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    checkpoint.load_into(value, own, source)
+    return value

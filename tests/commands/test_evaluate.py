@@ -13,6 +13,7 @@ import pytest
 
 from dtag_fast import checkpoint
 from dtag_fast.acting.policy import Policy
+from dtag_fast.acting.value_predictors import ReturnGrid
 from dtag_fast.cli import main
 from dtag_fast.evaluation.rollout import evaluate
 from dtag_fast.models.critic import Critic
@@ -87,6 +88,28 @@ def test_what_it_finds_is_what_python_finds(workspace: Any, tmp_path: Path) -> N
     rows = read_rows(tmp_path / "scores")
     assert [row["return"] for row in rows] == pytest.approx(expected.tolist())
     assert list(read_summary(tmp_path / "scores")["evaluations"]) == ["last, refined"]
+
+
+def test_token_predictors_by_name(workspace: Any, tmp_path: Path) -> None:
+    """The grid takes the critic to refine with, unless it has its own; refinement comes after."""
+    command = ["evaluate", "--policy", str(workspace.policy), "--critic", str(workspace.critic)]
+    command += ["--checkpoint", "last", "--compare", "--episodes", "3"]
+    grid = ["--predictor.name", "grid", "--predictor.targets", "0.2", "1"]
+    assert main([*command, *grid, "--out", str(tmp_path / "scores")]) == 0
+    policy = Policy(
+        Policy.load(workspace.policy).model, ReturnGrid(Critic.load(workspace.critic), (0.2, 1.0))
+    )
+    spec = checkpoint.read_state(workspace.policy)["dataset"]["env_spec"]
+    expected = evaluate(policy, spec, episodes=3).returns
+    rows = read_rows(tmp_path / "scores")
+    unrefined = [row["return"] for row in rows if not row["refined"]]
+    assert unrefined == pytest.approx(expected.tolist())
+    summary = read_summary(tmp_path / "scores")
+    assert summary["settings"]["predictor"]["targets"] == [0.2, 1.0]
+    assert summary["settings"]["predictor"]["name"] == "grid"
+    assert list(summary["evaluations"]) == ["last, unrefined", "last, refined"]
+    value = ["--predictor.name", "value", "--predictor.critic", str(workspace.critic)]
+    assert main(["evaluate", "--policy", str(workspace.policy), *value, "--episodes", "2"]) == 0
 
 
 def test_without_a_critic_nothing_is_refined(
@@ -165,6 +188,8 @@ def test_an_evaluation_is_not_mixed_with_an_older_one(
         (["--policy", "{policy}", "--critic", "nowhere"], "nowhere: no such folder"),
         (["--policy", "{policy}", "--critic", "nowhere", "--compare"], "nowhere: no such folder"),
         (["--policy", "{policy}", "--compare"], "--compare: needs --critic"),
+        (["--policy", "{policy}", "--predictor.name", "grid"], "critic: needed"),
+        (["--policy", "{policy}", "--predictor.name", "fixed"], "target_return: needed"),
         (["--policy", "{policy}", "--env", "NoSuchEnv-v0"], "NoSuchEnv"),
         (["--policy", "{policy}", "--episodes", "0"], "episodes: expected an integer"),
         (

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from dtag_fast.studies.declare import Study
-from dtag_fast.studies.named.toy import TOY_STUDY
+from dtag_fast.studies.named import acting, critics, main_tables, toy
 
-STUDIES: dict[str, Study] = {study.name: study for study in (TOY_STUDY,)}
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        toy.TOY_STUDY,
+        main_tables.GYM,
+        main_tables.MAZE2D,
+        acting.STEPS,
+        acting.OPTIMIZERS,
+        main_tables.STITCHING,
+        critics.CRITICS,
+        main_tables.PREDICTORS_STUDY,
+        acting.TEST_TIME,
+        critics.SELECTION,
+        critics.ACTION_DIMS,
+        critics.DIVERSITY,
+    )
+}
 
 
 def study(name: str) -> Study:

@@ -193,11 +193,11 @@ class Size:
     episodes: int
     """Of each run."""
 
-    policy_steps: int
-    """Gradient updates of a policy."""
+    policy_steps: int | None = None
+    """Gradient updates of a policy; as published unless given."""
 
-    critic_steps: int
-    """Gradient updates of a critic."""
+    critic_steps: int | None = None
+    """Gradient updates of a critic; as published unless given."""
 
     scale: Scale = "small"
     """Of the sequence model: tiny and small are ours, published is the paper's."""
@@ -210,8 +210,9 @@ class Size:
 
     def __post_init__(self) -> None:
         for name in ("seeds", "episodes", "policy_steps", "critic_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
 
     def pick(self, *, smoke: Any, small: Any, paper: Any) -> Any:
         """What of three belongs to the budget."""

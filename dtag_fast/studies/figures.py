@@ -21,7 +21,9 @@ from dtag_fast.studies.tables import caption, file_name, word
 def curves(show: CurveShow, results: Results) -> list[Item]:
     """A panel for each value of a label, a line with its band for each value of another."""
     drawn = results.where(dict(show.where))
-    panels = [(value, drawn.where({show.panel: value})) for value in drawn.values(show.panel)]
+    panels = [(None, drawn)]
+    if show.panel is not None:
+        panels = [(value, drawn.where({show.panel: value})) for value in drawn.values(show.panel)]
     panels = [(value, panel) for value, panel in panels if len(panel.values(show.x)) > 1]
     panels = [(value, panel) for value, panel in panels if panel.strata(show.y)]
     if not panels:
@@ -63,7 +65,8 @@ def _curves(show: CurveShow, results: Results, panels: Sequence[tuple[Any, Resul
                 xs, [e.value for _, e in points], color=colour, marker="o", markersize=4, label=name
             )
             _baseline(show, results, chosen, axes, colour)
-        axes.set_title(word(show.panel, value), fontweight="normal")
+        if show.panel is not None:
+            axes.set_title(word(show.panel, value), fontweight="normal")
         axes.set_ylabel(_label(show.y, panel))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if show.log:
@@ -98,7 +101,7 @@ def _legend(show: CurveShow, value: Any) -> str:
     if show.lines is None:
         return ""
     text = word(show.lines, value)
-    return text if isinstance(value, str) else f"{NAMES.get(show.lines, show.lines)} {text}"
+    return text if isinstance(value, str | bool) else f"{NAMES.get(show.lines, show.lines)} {text}"
 
 
 def _label(measure: str, results: Results) -> str:
@@ -150,10 +153,10 @@ def _scatter(show: ScatterShow, points: Sequence[tuple[Any, float, float]]) -> F
 def pairs(show: PairShow, results: Results) -> list[Item]:
     """Each group's training seeds, unrefined above refined, joined."""
     rows = []
-    for values, group in results.groups(show.rows):
-        name = ", ".join(
-            word(n, v) for n, v in zip(show.rows, values, strict=True) if v is not None
-        )
+    one = len(results.values("dataset")) == 1
+    names = tuple(name for name in show.rows if name != "dataset" or not one) or show.rows
+    for values, group in results.groups(names):
+        name = ", ".join(word(n, v) for n, v in zip(names, values, strict=True) if v is not None)
         for refined in (False, True):
             chosen = group.where({"refined": refined})
             found = chosen.estimate("score")

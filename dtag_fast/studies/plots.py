@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,9 +217,16 @@ def scores(
     line = 0.0
     for method in methods:
         pair = sorted((row for row in rows if row.method == method), key=lambda row: row.refined)
-        axes.text(
-            0.0, line, method, transform=axes.get_yaxis_transform(), va="center", weight="bold"
+        name = axes.text(
+            0.0,
+            line,
+            textwrap.fill(method, 44),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            weight="bold",
+            linespacing=1.05,
         )
+        name.set_in_layout(False)  # however long it is, the axes stay
         _join_seeds(axes, pair, line + 1)
         for row in pair:
             line += 1

@@ -23,7 +23,7 @@ from dtag_fast.training.config import (
 )
 
 # A length rather than a multiple of the gradient, whose scale is that of the rewards.
-REFINEMENT = {"steps": 10, "step_size": 0.03, "gradient": "unit"}
+REFINEMENT: dict[str, Any] = {"steps": 10, "step_size": 0.03, "gradient": "unit"}
 # Evaluations during training choose the best checkpoint, on starts of their own.
 CHOOSING_SEED = 10_000
 
@@ -63,15 +63,17 @@ def policy(method: str, data: Data, size: Size, seed: int, *, best: bool = False
         best: evaluate on the way, so that there is a best checkpoint besides the last one.
     """
     kind = METHODS[method]
+    config = kind.config(data, size)
+    steps = size.policy_steps or config.steps
     config = replace(
-        kind.config(data, size),
-        steps=size.policy_steps,
+        config,
+        steps=steps,
         seed=seed,
         device=size.device,
         threads=1,
-        log_every=max(1, min(100, size.policy_steps // 20)),
-        checkpoint_every=max(1, size.policy_steps // 10),
-        evaluation_every=max(1, size.policy_steps // 5) if best else 0,
+        log_every=max(1, min(100, steps // 20)),
+        checkpoint_every=max(1, steps // 10),
+        evaluation_every=max(1, steps // 5) if best else 0,
         evaluation_seed=CHOOSING_SEED,
         progress=False,
     )
@@ -81,14 +83,16 @@ def policy(method: str, data: Data, size: Size, seed: int, *, best: bool = False
 def critic(data: Data, size: Size, seed: int, method: str = "iql", **changes: Any) -> Training:
     """A critic's training; `changes` are fields of its configuration."""
     kind = CRITICS[method]
+    config = kind.config(data, size)
+    steps = size.critic_steps or config.steps
     config = replace(
-        kind.config(data, size),
-        steps=size.critic_steps,
+        config,
+        steps=steps,
         seed=seed,
         device=size.device,
         threads=1,
-        log_every=max(1, min(500, size.critic_steps // 20)),
-        checkpoint_every=max(1, size.critic_steps // 4),
+        log_every=max(1, min(500, steps // 20)),
+        checkpoint_every=max(1, steps // 4),
         progress=False,
         **changes,
     )
@@ -97,7 +101,10 @@ def critic(data: Data, size: Size, seed: int, method: str = "iql", **changes: An
 
 def refinement(data: Data, **changes: Any) -> Options:
     """The refinement that a study takes where it does not vary it."""
-    base = {**REFINEMENT, "step_size": 0.1} if is_bandit(data) else REFINEMENT
+    # The way to a bandit's optimum is as long as the square root of its dimension.
+    base = (
+        {**REFINEMENT, "step_size": 0.1 * data.action_dim**0.5} if is_bandit(data) else REFINEMENT
+    )
     return options(**{**base, **changes})
 
 
@@ -163,7 +170,7 @@ def _sequence_config(kind: Any, data: Data, size: Size) -> PolicyConfig:
         model=model,
         batch_size=64,
         learning_rate=1e-3,
-        warmup_steps=size.policy_steps // 10,
+        warmup_steps=(size.policy_steps or preset.steps) // 10,
         evaluation_episodes=4 if tiny else 10,
         evaluation_envs=4 if tiny else 10,
     )

@@ -265,11 +265,12 @@ def _table(table: Table) -> str:
         )
         mark = ' class="emphasized"' if index in table.emphasized else ""
         rows.append(f"<tr{mark}>{cells}</tr>")
-    head = "".join(f"<th{kind}>{label}</th>" for kind, label in zip(kinds, labels, strict=True))
+    head = "".join(f"<th{number}>{label}</th>" for number, label in zip(kinds, labels, strict=True))
     body = "\n".join(rows)
+    kind = "scroll wide" if len(table.columns) > 5 else "scroll"
     note = f'<p class="note">{escape(table.caption)}</p>' if table.caption else ""
     return (
-        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="{kind}"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>{note}"
     )
 
@@ -360,6 +361,7 @@ dt { color: var(--faint); }
 dd { margin: 0; text-align: right; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 pre { background: var(--soft); border-radius: .4rem; padding: .8rem 1rem; overflow-x: auto;
   font: .85rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
+@media (min-width: 64rem) { .wide { width: 60rem; margin-left: calc(50% - 30rem); } }
 @media (prefers-color-scheme: dark) { img { background: #fff; padding: .5rem; } }
 @media (max-width: 34rem) {
   main { padding: 1.25rem 1rem 3rem; }
@@ -367,6 +369,7 @@ pre { background: var(--soft); border-radius: .4rem; padding: .8rem 1rem; overfl
   thead { display: none; }
   tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
   td { display: flex; justify-content: space-between; gap: 1rem; padding: .15rem 0; border: 0; }
+  td:has(span:empty) { display: none; }
   td::before { content: attr(data-label); color: var(--faint); font-weight: 400; }
   td:first-child { font-weight: 600; }
   td:first-child::before { content: none; }

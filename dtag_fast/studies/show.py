@@ -23,6 +23,12 @@ NAMES = {
     "eta": "η",
     "seed": "training seed",
     "refined": "refined",
+    "predictor": "token predictor",
+    "expectile": "expectile τ",
+    "dims": "action dimensions",
+    "share": "share of the trajectories",
+    "way": "at acting time",
+    "limit": "max_distance",
 }
 
 
@@ -77,7 +83,7 @@ class CurveShow:
         x: the label on the axis; `log` for a logarithmic axis.
         y: the measure.
         lines: the label that tells lines apart; None for one.
-        panel: the label that tells panels apart.
+        panel: the label that tells panels apart; None for one panel.
         baseline: show what the unrefined policies reach as a dashed line.
     """
 
@@ -85,7 +91,7 @@ class CurveShow:
     x: str
     y: str
     lines: str | None = None
-    panel: str = "dataset"
+    panel: str | None = "dataset"
     where: Options = ()
     log: bool = False
     baseline: bool = True

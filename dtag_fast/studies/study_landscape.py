@@ -44,7 +44,7 @@ def _landscape(record: Record, folders: dict[str, Path]) -> Plot:
     critic = work.load_critic(run.critic, folders)
     assert critic is not None
     assert run.refinement is not None
-    policy = work.actor(replace(run, refinement=None, samples=1), folders)
+    policy = work.actor(replace(run, refinement=None, samples=1), data, folders)
     observation = _start(data, run.env_seed)
     policy.reset()
     own = policy.act(observation)

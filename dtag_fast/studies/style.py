@@ -22,6 +22,8 @@ UNREFINED, REFINED = "#0072B2", "#D55E00"
 # Of methods and critics, by their labels: the same in every figure. What has no colour of its own
 # takes those of the cycle that are left, in turn.
 COLOURS = {
+    "unrefined": UNREFINED,
+    "refined": REFINED,
     "Decision Transformer": "#0072B2",
     "Reinformer": "#009E73",
     "BC": "#7F7F7F",

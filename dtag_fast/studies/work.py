@@ -54,28 +54,26 @@ TRAINERS = {
     "iql": Trainer("dtag_fast.training.iql:train_critic", "dtag_fast.models.critic:Critic.load"),
 }
 
-# name: (the policy with its own predictor, the run, its critic or None, **options) -> predictor.
+# name: (the policy with its own predictor, its critic or None, the run, its data, **options).
 Predictor = Callable[..., TokenPredictor]
 
 
-def _own(policy: Policy, run: Run, critic: Critic | None) -> TokenPredictor:
+def _own(policy: Policy, critic: Critic | None, run: Run, data: Trajectories) -> TokenPredictor:
     """What the kind of model uses by itself: its return head, or its configured target."""
     return policy.token_predictor
 
 
-def _return_head(policy: Policy, run: Run, critic: Critic | None) -> TokenPredictor:
+def _return_head(
+    policy: Policy, critic: Critic | None, run: Run, data: Trajectories
+) -> TokenPredictor:
     return ReturnHead()
 
 
 def _fixed(
-    policy: Policy, run: Run, critic: Critic | None, target_return: float | None = None
+    policy: Policy, critic: Critic | None, run: Run, data: Trajectories, *, of_best: float
 ) -> TokenPredictor:
-    """A fixed target: the one given, or that of the policy's configuration."""
-    if target_return is None:
-        target_return = policy_config(run.policy).target_return
-    if target_return is None:
-        raise ValueError("predictor_options: the predictor 'fixed' needs a target_return")
-    return FixedTarget(target_return)
+    """A fixed target: a multiple of the best return in the data."""
+    return FixedTarget(of_best * float(data.returns().max()))
 
 
 PREDICTORS: dict[str, Predictor] = {"own": _own, "return-head": _return_head, "fixed": _fixed}
@@ -158,12 +156,13 @@ class SampledRefiner(Refiner):
         return refined, replace(info, distance=distance)
 
 
-def actor(run: Run, folders: Mapping[str, Path]) -> Policy:
+def actor(run: Run, data: Trajectories, folders: Mapping[str, Path]) -> Policy:
     """The policy that a run acts with."""
     load_policy = named(TRAINERS[run.policy.trainer].load)
     policy: Policy = load_policy(folders[run.policy.key], run.checkpoint)
     critic = load_critic(run.critic, folders)
-    predictor = PREDICTORS[run.predictor](policy, run, critic, **dict(run.predictor_options))
+    make_predictor = PREDICTORS[run.predictor]
+    predictor = make_predictor(policy, critic, run, data, **dict(run.predictor_options))
     if predictor is not policy.token_predictor:
         policy = Policy(policy.model, predictor)
     if run.refinement is None:
@@ -215,7 +214,7 @@ def measure(run: Run, data: Trajectories, folders: Mapping[str, Path]) -> dict[s
     if data.info.env_spec is None:
         raise ValueError(f"{data.info.id}: names no environment to act in")
     with torch_threads(1):
-        policy = actor(run, folders)
+        policy = actor(run, data, folders)
         evaluation = evaluate(
             policy,
             data.info.env_spec,

@@ -1,0 +1,171 @@
+"""Every named study shows what its rows have: made rows here, real ones in `make study-smoke`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dtag_fast.studies.catalog import STUDIES
+from dtag_fast.studies.declare import Budget, Run, Study
+from dtag_fast.studies.named.equal_time import equal_time
+from dtag_fast.studies.named.rules import rules
+from dtag_fast.studies.report import Estimate, Plot, Table, Text
+from dtag_fast.studies.results import Results
+from dtag_fast.studies.show import LandscapeShow
+
+EVERY_STUDY = pytest.mark.parametrize("declared", STUDIES.values(), ids=list(STUDIES))
+
+
+def made_rows(runs: list[Run]) -> dict[str, dict[str, Any]]:
+    """Rows of numbers that differ, with all that a run of that kind has."""
+    rng = np.random.default_rng(0)
+    rows = {}
+    for run in runs:
+        result: dict[str, Any] = {
+            "returns": rng.normal(50, 10, run.episodes).tolist(),
+            "references": [{"source": "d4rl", "minimum": 0.0, "maximum": 100.0}],
+        }
+        names: list[str] = []
+        if run.refinement is not None:
+            names += ["q_gain", "distance", "best_step"]
+        if run.judge is not None:
+            names += ["claimed", "confirmed", "confirmed_share", "relative_gain", "moved"]
+        if run.probes:
+            names += ["critic_bias", "critic_rank"]
+        result |= {name: float(rng.uniform(0.1, 1)) for name in names}
+        rows[run.key] = {
+            "key": run.key,
+            "status": "done",
+            "result": result,
+            "timing": {"model_us": 300.0, "refinement_us": float(rng.uniform(1, 100))},
+        }
+    return rows
+
+
+def results_of(declared: Study, budget: Budget) -> Results:
+    size = replace(declared.sizes[budget], budget=budget)
+    runs = declared.runs(size, declared.data[budget])
+    return Results.of(runs, made_rows(runs), Path("nowhere"))
+
+
+@EVERY_STUDY
+@pytest.mark.parametrize("budget", ["small", "paper"])
+def test_every_table_and_plot_of_it_has_something_to_show(declared: Study, budget: Budget) -> None:
+    results = results_of(declared, budget)
+    titles = [show.title for show in declared.shows]
+    assert len(set(titles)) == len(titles)
+    for show in declared.shows:
+        if isinstance(show, LandscapeShow):
+            continue
+        items = show.items(results)
+        assert items, show.title
+        for item in items:
+            if isinstance(item, Plot):
+                item.figure.canvas.draw()  # a warning, such as of a layout that fails, is an error
+            elif isinstance(item, Table):
+                assert all(len(set(map(str, row))) > 1 for row in item.rows), show.title
+
+
+@EVERY_STUDY
+def test_every_refined_run_has_its_partner(declared: Study) -> None:
+    for record in results_of(declared, "small").records:
+        if record.run.refinement is None:
+            continue
+        assert record.partner is not None
+        partner = record.partner.run
+        assert partner.policy == record.run.policy
+        assert (partner.predictor, partner.predictor_options, partner.checkpoint) == (
+            record.run.predictor,
+            record.run.predictor_options,
+            record.run.checkpoint,
+        )
+
+
+@EVERY_STUDY
+def test_it_says_what_it_asks_and_what_it_chose(declared: Study) -> None:
+    assert declared.question.endswith("?")
+    assert len(declared.choices) > 100
+    for text in (declared.title, declared.question, declared.choices, declared.source):
+        assert "  " not in text
+
+
+def test_a_judge_is_of_another_seed_than_what_it_judges() -> None:
+    for record in results_of(STUDIES["selection"], "paper").records:
+        if record.run.judge is not None:
+            assert record.run.critic is not None
+            assert record.run.judge.config.seed >= 1000 > record.run.critic.config.seed
+
+
+# --- special tables ---
+
+
+def test_at_equal_time_the_largest_n_that_fits_is_taken() -> None:
+    declared = STUDIES["test-time"]
+    size = replace(declared.sizes["small"], budget="small")
+    runs = declared.runs(size, declared.data["small"][:1])
+    rows = made_rows(runs)
+    for run in runs:
+        way, n, count = (run.label.get(name, 0) for name in ("way", "n", "N"))
+        time = 10.0 * n if way == "AG" else count / 2 if way == "best of N" else 10.0 * n * count
+        rows[run.key]["timing"]["refinement_us"] = time
+        gain = {"AG": n, "best of N": count / 10}.get(way, 0.0)
+        rows[run.key]["result"]["returns"] = [50.0 + gain] * run.episodes
+    (table,) = equal_time(Results.of(runs, rows, Path()))
+    assert isinstance(table, Table)
+    assert table.columns[:4] == ["data", "AG, n", "µs refining", "AG: change"]
+    found = {row[1]: row for row in table.rows}
+    # 10 µs for N of at most 23, 30 for 69, 100 for 230, 300 for 690.
+    assert [found[n][4] for n in (1, 3, 10, 30)] == ["N = 16", "N = 64", "N = 64", "N = 256"]
+    change = found[10][5]
+    assert isinstance(change, Estimate)
+    assert change.value == pytest.approx(6.4)
+    assert [found[n][6] for n in (1, 3, 10, 30)] == ["", "", "", ""]
+    assert found[30][7] is None
+
+
+def test_rules_choose_by_what_they_may_know() -> None:
+    declared = STUDIES["selection"]
+    size = replace(declared.sizes["small"], budget="small", seeds=1)
+    runs = declared.runs(size, declared.data["small"][:1])
+    rows = made_rows(runs)
+    refined = [run for run in runs if run.refinement is not None]
+    for i, run in enumerate(refined):
+        # The further, the larger the claim, the smaller its confirmed share, and the worse.
+        figures = {"claimed": 1.0 + i, "confirmed_share": 1.0 - 0.06 * i}
+        figures["confirmed"] = figures["claimed"] * figures["confirmed_share"]
+        rows[run.key]["result"] |= figures
+        rows[run.key]["result"]["returns"] = [52.0 - i] * run.episodes
+    (unrefined,) = (run for run in runs if run.refinement is None)
+    rows[unrefined.key]["result"]["returns"] = [50.0] * unrefined.episodes
+    table, text = rules(Results.of(runs, rows, Path()))
+    assert isinstance(table, Table)
+    assert isinstance(text, Text)
+    changes = {row[1]: row[2].value for row in table.rows}  # type: ignore[attr-defined]
+    assert changes["best in hindsight"] == 2.0
+    assert changes["largest claimed gain"] == 2.0 - (len(refined) - 1)
+    assert changes["largest confirmed gain, 80% or more confirmed"] == 2.0 - 3
+    assert changes["always the default"] == 2.0 - 3
+    assert "claimed gain -1.00" in text.text
+    assert "confirmed share 1.00" in text.text
+
+
+def test_not_refining_is_a_choice() -> None:
+    declared = STUDIES["selection"]
+    size = replace(declared.sizes["small"], budget="small", seeds=1)
+    runs = declared.runs(size, declared.data["small"][:1])
+    rows = made_rows(runs)
+    for run in runs:
+        rows[run.key]["result"] |= {"claimed": 1.0, "confirmed": 0.1, "confirmed_share": 0.1}
+    table = rules(Results.of(runs, rows, Path()))[0]
+    assert isinstance(table, Table)
+    found = {row[1]: row for row in table.rows}
+    for rule in (
+        "largest confirmed gain, 80% or more confirmed",
+        "confirmed gain less twice the disagreement",
+    ):
+        assert found[rule][2].value == 0.0  # type: ignore[attr-defined]
+        assert found[rule][3] == "0 of 1"

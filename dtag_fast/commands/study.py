@@ -39,6 +39,12 @@ class Changes:
     device: str | None = None
     """Where training happens: cpu, cuda, ..."""
 
+    methods: tuple[str, ...] | None = None
+    """Policies, instead of the study's: bc, dt, iql, reinformer."""
+
+    critics: tuple[str, ...] | None = None
+    """Kinds of critics, where a study compares them: iql, td3-bc, cql, ensemble."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -157,7 +163,8 @@ class Study:
         for each in fields(self.size):
             value = getattr(self.size, each.name)
             if value is not None:
-                words.append(f"--size.{each.name.replace('_', '-')} {value}")
+                said = " ".join(value) if isinstance(value, tuple) else value
+                words.append(f"--size.{each.name.replace('_', '-')} {said}")
         return " ".join(words)
 
     def _list(self, console: Console) -> None:

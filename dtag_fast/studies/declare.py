@@ -79,17 +79,20 @@ class Training:
     Attributes:
         trainer: an entry of `work.TRAINERS`.
         data: what it is trained on.
-        config: all its settings.
+        config: all its settings, but for the folder of a guide.
+        guide: a critic that a policy's loss uses, to be trained before.
     """
 
     trainer: str
     data: Data
     config: TrainingConfig
+    guide: Training | None = None
 
     def content(self) -> dict[str, Any]:
         """JSON values, without what does not change the result."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in _COSMETIC}
-        return {"trainer": self.trainer, "data": self.data.content(), "config": config}
+        guide = {} if self.guide is None else {"guide": self.guide.key}
+        return {"trainer": self.trainer, "data": self.data.content(), "config": config, **guide}
 
     @property
     def key(self) -> str:
@@ -147,9 +150,9 @@ class Run:
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """What it depends on."""
-        found = (self.policy, self.critic, self.judge)
-        return tuple(training for training in found if training is not None)
+        """What it depends on, a guide before what it guides."""
+        found = (self.policy.guide, self.policy, self.critic, self.judge)
+        return tuple(dict.fromkeys(training for training in found if training is not None))
 
     def content(self) -> dict[str, Any]:
         """JSON values; a training is named by its key."""
@@ -204,6 +207,12 @@ class Size:
 
     device: str = "cpu"
     """Where training happens; acting is on the CPU."""
+
+    methods: tuple[str, ...] = ()
+    """Policies (`recipes.METHODS`); those of the study unless given."""
+
+    critics: tuple[str, ...] = ()
+    """Kinds of critics (`recipes.CRITICS`), where a study compares them; all unless given."""
 
     budget: Budget = "small"
     """How fine the grid is."""

@@ -14,7 +14,7 @@ from dtag_fast.studies.declare import Run, Training
 class Job:
     """A training, or the measuring of a run, with the folders of its trainings by their keys.
 
-    A training's own folder is the one under its own key.
+    A training's own folder, to train into, is under its own key, and its guide's is there, too.
     """
 
     work: Training | Run
@@ -68,6 +68,6 @@ def perform(job: Job) -> dict[str, Any] | None:
 
     data = datasets.load(job.work.data)
     if isinstance(job.work, Training):
-        work.train(job.work, data, job.folders[job.key])
+        work.train(job.work, data, job.folders)
         return None
     return work.measure(job.work, data, job.folders)

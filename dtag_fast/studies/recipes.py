@@ -7,7 +7,7 @@ ours, made to be done in seconds and in minutes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,8 @@ class Method:
     label: str
     trainer: str
     config: Callable[[Data, Size], PolicyConfig]
+    guided: bool = False  # by the critic of the same seed
+    baseline: bool = False  # shown unrefined alone
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,25 @@ def policy(method: str, data: Data, size: Size, seed: int, *, best: bool = False
         evaluation_seed=CHOOSING_SEED,
         progress=False,
     )
-    return Training(trainer=kind.trainer, data=data, config=config)
+    guide = critic(data, size, seed) if kind.guided else None
+    return Training(trainer=kind.trainer, data=data, config=config, guide=guide)
+
+
+def methods(size: Size, *names: str) -> tuple[str, ...]:
+    """The policies that the size names, else these; ValueError if one is unknown."""
+    return _known("methods", size.methods or names, METHODS)
+
+
+def critics(size: Size) -> tuple[str, ...]:
+    """The kinds of critics that the size names, else all."""
+    return _known("critics", size.critics or tuple(CRITICS), CRITICS)
+
+
+def _known(what: str, names: tuple[str, ...], table: Mapping[str, object]) -> tuple[str, ...]:
+    for name in names:
+        if name not in table:
+            raise ValueError(f"size.{what}: expected some of {', '.join(table)}, got {name!r}")
+    return names
 
 
 def critic(data: Data, size: Size, seed: int, method: str = "iql", **changes: Any) -> Training:
@@ -176,19 +196,50 @@ def _sequence_config(kind: Any, data: Data, size: Size) -> PolicyConfig:
     )
 
 
-def _iql(data: Data, size: Size) -> CriticConfig:
+def _cloning(kind: Any) -> Callable[[Data, Size], PolicyConfig]:
+    return lambda data, size: _cloning_config(kind, data, size)
+
+
+def _cloning_config(kind: Any, data: Data, size: Size) -> PolicyConfig:
+    """An MLP of the published settings; smaller and for fewer updates where that is asked for."""
+    config = policy_preset(kind, "hopper" if is_bandit(data) else family(data))
+    if size.scale == "published":
+        return config
+    tiny = size.scale == "tiny"
+    config = replace(
+        config,
+        evaluation_episodes=4 if tiny else 10,
+        evaluation_envs=4 if tiny else 10,
+    )
+    return replace(config, model=replace(config.model, hidden=(64, 64))) if tiny else config
+
+
+def _critic(kind: Any) -> Callable[[Data, Size], CriticConfig]:
+    return lambda data, size: _critic_config(kind, data, size)
+
+
+def _critic_config(kind: Any, data: Data, size: Size) -> CriticConfig:
     if is_bandit(data):
-        return CriticConfig(hidden=(64, 64), learning_rate=3e-3, reward_scaling="none")
+        small = CriticConfig(hidden=(64, 64), learning_rate=3e-3, reward_scaling="none")
+        return replace(critic_preset(kind, "hopper"), **_IN_BANDITS) if kind != "iql" else small
     name = family(data)
     # Normalised observations, and AntMaze's expectile in mazes, for which IQL has no setting.
-    config = replace(critic_preset("iql", name), normalize_observations=True)
-    if name.startswith("maze2d"):
+    config = replace(critic_preset(kind, name), normalize_observations=True)
+    if name.startswith("maze2d") and config.method in ("iql", "ensemble"):
         config = replace(config, expectile=0.9)
     return config if size.scale != "tiny" else replace(config, hidden=(64, 64))
 
 
+_IN_BANDITS: dict[str, Any] = {"reward_scaling": "none", "hidden": (64, 64)}
 METHODS = {
-    "dt": Method("Decision Transformer", "sequence", _sequence("dt")),
-    "reinformer": Method("Reinformer", "sequence", _sequence("reinformer")),
+    "bc": Method("BC", "policy", _cloning("bc"), baseline=True),
+    "dt": Method("Decision Transformer", "policy", _sequence("dt")),
+    "iql": Method("IQL policy", "policy", _cloning("iql"), guided=True, baseline=True),
+    "reinformer": Method("Reinformer", "policy", _sequence("reinformer")),
 }
-CRITICS = {"iql": CriticMethod("IQL", "iql", _iql)}
+CRITICS = {
+    "iql": CriticMethod("IQL", "critic", _critic("iql")),
+    "td3-bc": CriticMethod("TD3+BC", "critic", _critic("td3-bc")),
+    "cql": CriticMethod("CQL", "critic", _critic("cql")),
+    "ensemble": CriticMethod("ensemble of 10", "critic", _critic("ensemble")),
+}

@@ -174,9 +174,16 @@ class _Driver:
                 del to_measure[index]
                 self._ended(Job(run, {}), Outcome(error=f"the training {min(failed)} failed"))
                 return self._next(to_train, to_measure, trained)
-        if to_train:
-            training = to_train.pop(0)
-            return Job(training, {training.key: self._folder(training)})
+        for index, training in enumerate(to_train):
+            guide = training.guide
+            if guide is None or guide.key in trained:
+                del to_train[index]
+                both = (training,) if guide is None else (training, guide)
+                return Job(training, {t.key: self._folder(t) for t in both})
+            if guide.key in self.report.failures:
+                del to_train[index]
+                self._ended(Job(training, {}), Outcome(error=f"its critic {guide.key} failed"))
+                return self._next(to_train, to_measure, trained)
         return None
 
     def _folder(self, training: Training) -> Path:

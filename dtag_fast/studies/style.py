@@ -27,9 +27,11 @@ COLOURS = {
     "Decision Transformer": "#0072B2",
     "Reinformer": "#009E73",
     "BC": "#7F7F7F",
+    "IQL policy": "#CC79A7",
     "IQL": "#CC79A7",
     "TD3+BC": "#E69F00",
     "CQL": "#56B4E9",
+    "ensemble of 10": "#009E73",
 }
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 INK, FAINT = "#26323d", "#8a97a3"

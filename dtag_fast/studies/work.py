@@ -48,10 +48,12 @@ class Trainer:
 
 
 TRAINERS = {
-    "sequence": Trainer(
+    "policy": Trainer(
         "dtag_fast.training.sequence:train_policy", "dtag_fast.acting.policy:Policy.load"
     ),
-    "iql": Trainer("dtag_fast.training.iql:train_critic", "dtag_fast.models.critic:Critic.load"),
+    "critic": Trainer(
+        "dtag_fast.training.critic:train_critic", "dtag_fast.models.critic:Critic.load"
+    ),
 }
 
 # name: (the policy with its own predictor, its critic or None, the run, its data, **options).
@@ -105,12 +107,25 @@ def is_trained(training: Training, folder: Path) -> bool:
     return int(checkpoint.read_state(folder)["step"]) >= training.config.steps
 
 
-def train(training: Training, data: Trajectories, folder: Path) -> None:
-    """Train into a folder, or go on where an earlier call was cut short.
+def train(training: Training, data: Trajectories, folders: Mapping[str, Path]) -> None:
+    """Train, or go on where an earlier call was cut short.
 
     A training that diverges is a result, too: it leaves `DIVERGED_FILE`.
+
+    Args:
+        training: the training.
+        data: its dataset.
+        folders: its own, to train into, and its guide's, by key.
     """
+    folder = folders[training.key]
     config = replace(training.config, progress=False, tensorboard=False)
+    if training.guide is not None:
+        guide = folders[training.guide.key]
+        if (guide / DIVERGED_FILE).is_file():
+            what = checkpoint.read_json(guide / DIVERGED_FILE)["what"]
+            checkpoint.write_json(folder / DIVERGED_FILE, {"what": f"its critic: {what}"})
+            return
+        config = replace(policy_config(training), progress=False, critic=str(guide))
     wants_evaluation = training.kind == "policy" and config.evaluation_every > 0
     evaluation = policy_evaluation(data, policy_config(training)) if wants_evaluation else None
     try:

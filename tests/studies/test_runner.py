@@ -17,13 +17,14 @@ import pytest
 from dtag_fast import checkpoint
 from dtag_fast.data.generate import make
 from dtag_fast.studies import datasets as stored
+from dtag_fast.studies import recipes
 from dtag_fast.studies.declare import Data, Run, Training, options
 from dtag_fast.studies.engine import Job, Outcome, perform
 from dtag_fast.studies.engine_local import LocalEngine, available_bytes
 from dtag_fast.studies.rows import ROWS_FILE, read_rows
 from dtag_fast.studies.runner import FAILURES_FILE, Report, run_study
 from dtag_fast.studies.work import DIVERGED_FILE
-from tests.studies.conftest import TOY, toy_runs
+from tests.studies.conftest import TINY, TOY, toy_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -222,6 +223,42 @@ def test_a_failed_training_fails_its_runs_and_no_others(tmp_path: Path) -> None:
     report = do(runs, engine, tmp_path)
     assert set(report.failures) == {runs[1].critic.key, runs[1].key}
     assert set(report.rows) == {run.key for run in runs} - {runs[1].key}
+
+
+def guided_run() -> Run:
+    """The IQL policy, whose training needs the critic's."""
+    run = toy_runs(1)[0]
+    return replace(run, policy=recipes.policy("iql", TOY, TINY, 0), labels=options(seed=0))
+
+
+def test_a_guide_is_trained_before_what_it_guides(tmp_path: Path) -> None:
+    run = guided_run()
+    engine = HereEngine()
+    report = do([run, *toy_runs(1)], engine, tmp_path)
+    assert report.failures == {}
+    assert report.rows[run.key]["status"] == "done"
+    guide = run.policy.guide
+    assert guide is not None
+    order = [job.key for job in engine.jobs]
+    assert order.index(guide.key) < order.index(run.policy.key) < order.index(run.key)
+    assert guide in toy_runs(1)[1].trainings  # so it was trained once for both
+    assert len(set(order)) == len(order)
+
+
+@pytest.mark.parametrize("how", ["failed", "diverged"])
+def test_a_guide_without_an_end_ends_what_it_guides(tmp_path: Path, how: str) -> None:
+    run = guided_run()
+    guide = run.policy.guide
+    assert guide is not None
+    if how == "failed":
+        report = do([run], HereEngine({guide.key: [Outcome(error="broken")]}), tmp_path)
+        assert set(report.failures) == {guide.key, run.policy.key, run.key}
+    else:
+        folder = tmp_path / "trainings" / guide.key
+        checkpoint.write_json(folder / DIVERGED_FILE, {"what": "Q is nan"})
+        report = do([run], HereEngine(), tmp_path)
+        assert report.rows[run.key]["result"] == {"what": "Q is nan"}
+        assert (tmp_path / "trainings" / run.policy.key / DIVERGED_FILE).exists()
 
 
 def test_a_diverged_training_is_a_result(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         recipes.critic(BANDIT, TINY, 1000),
     ):
         found[training.key] = root / training.key
-        work.train(training, data, found[training.key])
+        work.train(training, data, found)
         assert work.is_trained(training, found[training.key])
     return found
 

@@ -20,12 +20,8 @@ from dtag_fast.studies.show import (
 # A label's value, and what it means for refinement.
 Setting = tuple[dict[str, Any], dict[str, Any]]
 
-
-def _methods(size: Size) -> tuple[str, ...]:
-    found: tuple[str, ...] = size.pick(
-        smoke=("reinformer",), small=("dt", "reinformer"), paper=("dt", "reinformer")
-    )
-    return found
+_BOTH = ("dt", "reinformer")
+_METHODS = {"smoke": ("reinformer",), "small": _BOTH, "paper": _BOTH}
 
 
 def _sweep(size: Size, datasets: Sequence[Data], settings: Sequence[Setting]) -> Iterator[Run]:
@@ -33,7 +29,7 @@ def _sweep(size: Size, datasets: Sequence[Data], settings: Sequence[Setting]) ->
     for data in datasets:
         for seed in range(size.seeds):
             critic = recipes.critic(data, size, seed)
-            for method in _methods(size):
+            for method in recipes.methods(size, *size.pick(**_METHODS)):
                 policy = recipes.policy(method, data, size, seed)
                 yield run(data, policy, size, method=method)
                 for labels, changes in settings:

@@ -41,12 +41,12 @@ def _critics_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
             policy = recipes.policy("reinformer", data, size, seed)
             yield run(data, policy, size, method="reinformer")
             critics: list[tuple[dict[str, Any], Training]] = []
-            for tau in expectiles:
+            for tau in expectiles if "iql" in recipes.critics(size) else ():
                 trained = recipes.critic(data, size, seed, expectile=tau)
                 critics.append(({"critic": "IQL", "expectile": tau}, trained))
             critics += [
-                ({"critic": kind.label}, recipes.critic(data, size, seed, name))
-                for name, kind in recipes.CRITICS.items()
+                ({"critic": recipes.CRITICS[name].label}, recipes.critic(data, size, seed, name))
+                for name in recipes.critics(size)
                 if name != "iql"
             ]
             for labels, critic in critics:
@@ -56,10 +56,15 @@ def _critics_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
                     size,
                     method="reinformer",
                     critic=critic,
-                    refinement=recipes.refinement(data),
+                    refinement=recipes.refinement(data, **_ways(labels)),
                     probes=("critic-quality",),
                     labels=labels,
                 )
+
+
+def _ways(labels: dict[str, Any]) -> dict[str, Any]:
+    """An ensemble is climbed by its lower confidence bound, which is what it is for."""
+    return {"ensemble": "lcb"} if labels["critic"].startswith("ensemble") else {}
 
 
 CRITICS = Study(
@@ -98,7 +103,9 @@ CRITICS = Study(
     ),
     choices=f"{REFINEMENT_SAID}\n\nA critic's quality is judged on the data it was trained on: "
     "against the discounted return of the episode from there on, in the critic's own rewards. An "
-    "expectile above 0.5 aims above what the data did, so some bias is wanted."
+    "expectile above 0.5 aims above what the data did, so some bias is wanted. The ensemble is "
+    "climbed by its lower confidence bound, mean less one standard deviation; the others by their "
+    "minimum."
     f"\n\n{SIZES_SAID}",
 )
 

@@ -33,10 +33,12 @@ def _tables_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
     for data in datasets:
         for seed in range(size.seeds):
             critic = recipes.critic(data, size, seed)
-            for method in recipes.METHODS:
+            refined = recipes.refinement(data)
+            for method in recipes.methods(size, *recipes.METHODS):
                 policy = recipes.policy(method, data, size, seed, best=True)
+                ways = [None] if recipes.METHODS[method].baseline else [None, refined]
                 for checkpoint in CHECKPOINTS:
-                    for refinement in (None, recipes.refinement(data)):
+                    for refinement in ways:
                         yield run(
                             data,
                             policy,
@@ -143,7 +145,7 @@ def _predictors_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
     for data in datasets:
         for seed in range(size.seeds):
             critic = recipes.critic(data, size, seed)
-            for method in ("dt", "reinformer"):
+            for method in recipes.methods(size, "dt", "reinformer"):
                 policy = recipes.policy(method, data, size, seed)
                 for name, (_, _, kinds) in PREDICTORS.items():
                     if kinds is None or method in kinds:

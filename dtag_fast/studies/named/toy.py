@@ -15,7 +15,7 @@ def _grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
     for data in datasets:
         for seed in range(size.seeds):
             critic = recipes.critic(data, size, seed)
-            for method, kind in recipes.METHODS.items():
+            for method in recipes.methods(size, "dt", "reinformer"):
                 policy = recipes.policy(method, data, size, seed)
                 for refinement in (None, recipes.refinement(data)):
                     yield Run(
@@ -26,7 +26,7 @@ def _grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
                         episodes=size.episodes,
                         labels=options(
                             dataset=data.name,
-                            method=kind.label,
+                            method=recipes.METHODS[method].label,
                             refined=refinement is not None,
                             seed=seed,
                         ),

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dtag_fast.acting.native import Inference
 from dtag_fast.acting.policy import Policy
 from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
 from dtag_fast.models.config import ModelConfig
@@ -235,11 +236,18 @@ def make_loops(case: Case, refined: bool = True) -> tuple[dict[str, Loop], list[
         loops[EXACT] = Plain(case, model, critic, case.config.history)
     else:
         loops[PLAIN] = Plain(case, model, critic)
-    policy = Policy(model, case.predictor)
-    if critic is not None:
-        policy = policy.with_refinement(critic, steps=STEPS, step_size=STEP_SIZE)
-    loops["act"] = Acting(policy, case.batch)
-    return loops, []
+    missing = []
+    words: dict[str, Inference] = {"act torch": "torch", "act": "native"}
+    for name, word in words.items():
+        try:
+            policy = Policy(model, case.predictor, inference=word)
+        except RuntimeError as reason:
+            missing.append(f"No {name} in {case}: {reason}")
+            continue
+        if critic is not None:
+            policy = policy.with_refinement(critic, steps=STEPS, step_size=STEP_SIZE)
+        loops[name] = Acting(policy, case.batch)
+    return loops, missing
 
 
 def measure_parity(case: Case, refined: Mapping[str, Loop]) -> dict[str, float]:

@@ -15,11 +15,13 @@
 #include <string>
 #include <vector>
 
+#include "acting_bindings.h"
 #include "arrays.h"
 #include "execution.h"
 #include "fast_call.h"
 #include "kernels.h"
 #include "packed_critic.h"
+#include "python_options.h"
 #include "refine.h"
 #include "training_bindings.h"
 #include "weights_version.h"
@@ -30,14 +32,6 @@ namespace dtag {
 namespace {
 
 using FloatArray = py::array_t<float, py::array::c_style>;
-
-template <typename Value>
-Value word(const char* argument, const std::string& name, const std::map<std::string, Value>& of) {
-  const auto found = of.find(name);
-  if (found == of.end())
-    throw py::value_error(std::string(argument) + ": unknown word '" + name + "'");
-  return found->second;
-}
 
 Activation activation_named(const std::string& name) {
   static const std::map<std::string, Activation> activations = {
@@ -93,62 +87,6 @@ std::unique_ptr<PackedCritic> pack(int observation_dim, int action_dim, int head
       negative_slope, checked("mean", mean, {observation_dim}),
       checked("std", std, {observation_dim}), sources,
       word("precision", precision, precisions));
-}
-
-// Options with the memory of their box.
-class OwnedOptions {
- public:
-  OwnedOptions(int steps, double step_size, const std::string& optimizer, std::vector<float> low,
-               std::vector<float> high, const std::string& ensemble, float lcb_k,
-               const std::string& select, std::optional<float> max_distance,
-               const std::string& gradient)
-      : low_(std::move(low)), high_(std::move(high)) {
-    static const std::map<std::string, Optimizer> optimizers = {
-        {"sgd", Optimizer::sgd},
-        {"momentum", Optimizer::momentum},
-        {"rmsprop", Optimizer::rmsprop},
-        {"adam", Optimizer::adam}};
-    static const std::map<std::string, Ensemble> ensembles = {
-        {"min", Ensemble::min}, {"mean", Ensemble::mean}, {"lcb", Ensemble::lcb}};
-    static const std::map<std::string, Select> selects = {{"best", Select::best},
-                                                          {"last", Select::last}};
-    static const std::map<std::string, Gradient> gradients = {{"raw", Gradient::raw},
-                                                              {"unit", Gradient::unit}};
-    if (low_.size() != high_.size())
-      throw py::value_error("low, high: expected as many numbers in one as in the other");
-    view_.steps = steps;
-    view_.step_size = step_size;
-    view_.optimizer = word("optimizer", optimizer, optimizers);
-    view_.low = low_.empty() ? nullptr : low_.data();
-    view_.high = high_.empty() ? nullptr : high_.data();
-    view_.ensemble = word("ensemble", ensemble, ensembles);
-    view_.lcb_k = lcb_k;
-    view_.select = word("select", select, selects);
-    view_.max_distance = max_distance.value_or(-1.0f);
-    view_.gradient = word("gradient", gradient, gradients);
-  }
-  OwnedOptions(const OwnedOptions&) = delete;
-  OwnedOptions& operator=(const OwnedOptions&) = delete;
-
-  const Options& view() const { return view_; }
-  size_t box_size() const { return low_.size(); }
-
- private:
-  std::vector<float> low_, high_;
-  Options view_;
-};
-
-Algorithm algorithm_named(const std::string& name) {
-  static const std::map<std::string, Algorithm> algorithms = {{"auto", Algorithm::automatic},
-                                                              {"dense", Algorithm::dense},
-                                                              {"walk", Algorithm::walk}};
-  return word("algorithm", name, algorithms);
-}
-
-void check_box(const PackedCritic& critic, const OwnedOptions& options) {
-  const size_t box = options.box_size();
-  if (box != 0 && box != static_cast<size_t>(critic.view().action_dim))
-    throw py::value_error("options: their box has another size than the critic's actions");
 }
 
 Execution execution_of(const PackedCritic& critic, const OwnedOptions& options, const Batch& batch,
@@ -320,4 +258,5 @@ PYBIND11_MODULE(_native, module) {
              py::arg("dense_steps"));
   bind_training(module);
   module.def("build_info", &build_info);
+  bind_acting(module);
 }

@@ -10,7 +10,8 @@ const KernelSet kernels_scalar{"scalar",
                                {},
                                {refine_scalar, workspace_size_scalar},
                                {.0, .0, .0, .06, .1, .1, 300.0, 1.0},
-                               nullptr};
+                                nullptr,
+                                {}};
 
 #if defined(DTAG_SIMD_X86) && defined(__GNUC__)
 bool has_avx512() {

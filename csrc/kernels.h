@@ -8,17 +8,20 @@
 #include "cost_model.h"
 #include "refine.h"
 #include "training.h"
+#include "transformer.h"
 
 namespace dtag {
 
 // `dense` takes every critic. `walk` is for those of which why_no_walk() has nothing to say; its
-// function is null in the set "scalar", the readable C++ of refine_scalar.cpp.
+// function is null in the set "scalar", the readable C++ of refine_scalar.cpp, and so are those of
+// `transformer`.
 struct KernelSet {
   const char* isa;
   Kernel walk;
   Kernel dense;
   CostRates rates;
   const TrainingKernels* training;  // null in the set "scalar": torch trains there
+  TransformerKernel transformer;
 };
 
 // Compiled from simd/kernels.cpp, once for each.

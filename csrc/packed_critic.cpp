@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "arena.h"
 #include "kernels.h"
 #include "vector_loops.h"
 
@@ -41,23 +42,6 @@ bool all_finite(const LayerSource& source, int heads, bool bf16) {
          all_finite(source.bias, outputs) && all_finite(source.norm_weight, outputs) &&
          all_finite(source.norm_bias, outputs);
 }
-
-// Hands out the parts of one block of zeros; with a null block it only adds up their sizes.
-class Arena {
- public:
-  explicit Arena(float* block) : block_(block) {}
-
-  float* take(size_t floats) {
-    float* const taken = block_ == nullptr ? nullptr : block_ + used_;
-    used_ += (floats + padding - 1) / padding * padding;
-    return taken;
-  }
-  size_t used() const { return used_; }
-
- private:
-  float* block_;
-  size_t used_ = 0;
-};
 
 // source [rows, columns] to [rows, padded(columns)]
 float* pack_rows(Arena& arena, const float* source, int rows, int columns) {

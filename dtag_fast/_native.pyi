@@ -1,6 +1,6 @@
 """The compiled kernels, csrc/bindings.cpp. Addresses are checked by refinement/cpu.py, not here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,6 +175,71 @@ class IqlTrainer:
         threads: int,
     ) -> None:
         """adam: rate by its bias correction, factor of the square's root, beta1, beta2, epsilon."""
+
+class PackedTransformer:
+    """A copy of a sequence model's weights in the layouts the kernels read.
+
+    `weights` is the model's state, by name; window is K, width that of a token.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        observation_dim: int,
+        action_dim: int,
+        window: int,
+        blocks: int,
+        width: int,
+        heads: int,
+        max_timestep: int,
+        sliding: bool,
+        pre_norm: bool,
+        relu: bool,
+        rtg_scale: float,
+        weights: Mapping[str, NDArray[np.float32]],
+    ) -> None: ...
+
+class Acting:
+    """The episodes of B environments; see csrc/acting.h. Arrays come as addresses."""
+
+    def __init__(self, model: PackedTransformer, envs: int) -> None: ...
+    def reset(self, rows: Sequence[int]) -> None: ...
+    def select(self, rows: Sequence[int]) -> Acting: ...
+    def replace_model(self, model: PackedTransformer) -> None: ...
+    def steps(self) -> NDArray[np.int64]:
+        """[B], the current timesteps; -1 before the first."""
+
+    def tokens(self) -> NDArray[np.float32]:
+        """[B], the return tokens written last."""
+
+    def begin_step(self, observations: int) -> None: ...
+    def write_tokens(self, tokens: int) -> None: ...
+    def write_actions(self, actions: int) -> None: ...
+    def predict_returns(self, returns: int) -> None: ...
+    def predict_actions(self, actions: int) -> None: ...
+    def seconds(self) -> tuple[float, float]:
+        """Of the last ActCall: model and refinement."""
+
+    def report(self) -> dict[str, Any]:
+        """The fields of a RefineInfo, of the last ActCall."""
+
+class ActCall:
+    """`Policy.act` in one call; NotImplemented for arguments that are not plain or not right."""
+
+    def __init__(
+        self,
+        acting: Acting,
+        *,
+        target_return: float | None,
+        critic: PackedCritic | None,
+        options: Options | None,
+        algorithm: str,
+        threads: int | None,
+        keep_refined: bool,
+        versions: Sequence[WeightsVersion],
+    ) -> None: ...
+    def __call__(self, observations: Any, rewards: Any) -> Any: ...
 
 def isa() -> str:
     """The instruction set whose kernels are in use."""

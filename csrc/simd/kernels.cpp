@@ -2,6 +2,7 @@
 #include "../kernels.h"
 
 #include "dense.h"
+#include "transformer.h"
 #include "walk.h"
 
 #define DTAG_JOIN_(a, b) a##b
@@ -29,6 +30,7 @@ extern const KernelSet DTAG_JOIN(kernels_, DTAG_TARGET) = {
     {refine_dense, workspace_size_dense},
     rates,
     &DTAG_JOIN(training_, DTAG_TARGET),
+    {advance_transformer, workspace_size_transformer, apply_linear},
 };
 
 }  // namespace dtag

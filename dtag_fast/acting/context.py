@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dtag_fast.acting.inference import Cache
+if TYPE_CHECKING:
+    from dtag_fast.acting.inference import Cache
 
 
 class Context:
@@ -101,13 +105,7 @@ class Context:
     def select(self, rows: NDArray[np.int64]) -> Context:
         """A new context of the environments `rows`, indices in the order wanted."""
         chosen = torch.from_numpy(rows).to(self.device)
-        other = Context(
-            len(rows),
-            self.context_length,
-            self._observation_slots.shape[1],
-            self._action_slots.shape[1],
-            self.device,
-        )
+        other = self._like(rows)
         slots = (self._row_starts[chosen].unsqueeze(1) + self._offsets).flatten()
         other.steps[:] = self.steps[rows]
         other._now.copy_(self._now[chosen])
@@ -117,6 +115,16 @@ class Context:
         other._action_slots.copy_(self._action_slots[slots])
         other._token_slots.copy_(self._token_slots[slots])
         return other
+
+    def _like(self, rows: NDArray[np.int64]) -> Context:
+        """A new context for the environments `rows`."""
+        return Context(
+            len(rows),
+            self.context_length,
+            self._observation_slots.shape[1],
+            self._action_slots.shape[1],
+            self.device,
+        )
 
     def begin_step(self, observations: Tensor) -> None:
         """Move every environment to its next timestep, at which it observed [B, S]."""
@@ -158,3 +166,15 @@ class Context:
     def current(self, values: Tensor) -> Tensor:
         """What `values` [B, K, ...] holds at the current steps, [B, ...]."""
         return values.flatten(0, 1).index_select(0, self._place)
+
+
+class PredictingContext(Context):
+    """A context that makes the model's predictions itself, from memory of its own."""
+
+    @abstractmethod
+    def predict_returns(self) -> Tensor:
+        """The returns-to-go [B], raw, that a Reinformer predicts for the current step."""
+
+    @abstractmethod
+    def predict_actions(self) -> Tensor:
+        """The mean actions [B, A] for the current step, given the return token written last."""

@@ -14,12 +14,11 @@ for the tokens before the one that is read.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dtag_fast.acting.context import Context, PredictingContext
 from dtag_fast.models.decision_transformer import (
     TOKENS_PER_STEP,
     Attention,
@@ -29,18 +28,15 @@ from dtag_fast.models.decision_transformer import (
 )
 from dtag_fast.models.mlp import MlpModel
 
-if TYPE_CHECKING:
-    from dtag_fast.acting.context import Context
-    from dtag_fast.acting.streaming import StreamingContext
-
 # Keys and values of each block, [B, heads, T, D / heads].
 Cache = list[tuple[Tensor, Tensor]]
 
 
 def predict_returns(model: Reinformer, context: Context) -> Tensor:
     """The returns-to-go [B], raw, that the model predicts for the current step."""
-    if model.config.attention == "sliding":
-        return _streaming(context).predict_returns()
+    if isinstance(context, PredictingContext):
+        return context.predict_returns()
+    _check_attention(model)
     hidden = _reinformer_prefix(model, context)
     returns: Tensor = model.predict_return(hidden).squeeze(-1)
     return returns * model.config.rtg_scale
@@ -51,10 +47,11 @@ def predict_actions(model: SequenceModel, context: Context) -> Tensor:
 
     May be called again for another token; with Reinformer that costs one token of computation.
     """
+    if isinstance(context, PredictingContext):
+        return context.predict_actions()
     if isinstance(model, MlpModel):
         return model.act(context.current(context.observations))
-    if model.config.attention == "sliding":
-        return _streaming(context).predict_actions()
+    _check_attention(model)
     if isinstance(model, Reinformer):
         hidden = _reinformer_action(model, context)
     else:
@@ -62,16 +59,12 @@ def predict_actions(model: SequenceModel, context: Context) -> Tensor:
     return model.box_actions(torch.tanh(model.predict_action(hidden)))
 
 
-def _streaming(context: Context) -> StreamingContext:
-    """The context of a streaming model, which computes by itself what is new in a step."""
-    from dtag_fast.acting.streaming import StreamingContext
-
-    if not isinstance(context, StreamingContext):
+def _check_attention(model: SequenceModel) -> None:
+    if model.config.attention == "sliding":
         raise TypeError(
-            f"context: expected a StreamingContext, as the model's attention is sliding, got "
-            f"{type(context).__name__}"
+            "context: expected a StreamingContext or a NativeContext, as the model's attention is "
+            "sliding, got a Context"
         )
-    return context
 
 
 def _reinformer_prefix(model: Reinformer, context: Context) -> Tensor:

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import nn
 
+from dtag_fast.acting.arguments import (
+    Floats,
+    Rows,
+    check_observations,
+    check_rewards,
+    check_timesteps,
+    row_indices,
+)
 from dtag_fast.acting.context import Context
+from dtag_fast.acting.native import (
+    Inference,
+    NativeContext,
+    acts_whole,
+    choose_inference,
+    refine_info,
+    whole_action,
+)
 from dtag_fast.acting.streaming import StreamingContext
+from dtag_fast.acting.timing import ActTiming, Stopwatch
 from dtag_fast.acting.token_predictors import TokenPredictor, own_predictor
 from dtag_fast.models.decision_transformer import SequenceModel
 from dtag_fast.refinement import RefineInfo, Refiner
 
 if TYPE_CHECKING:
+    from dtag_fast import _native
     from dtag_fast.refinement.export import ExportFormat
 
-Floats = NDArray[np.float32]
 ContextAction = Literal["refined", "raw"]
-
-
-@dataclass(frozen=True)
-class ActTiming:
-    """Where one call of `Policy.act` spent its time, all environments together."""
-
-    model_ms: float
-    """Context, token predictor and model."""
-    refinement_ms: float
-    """Refinement; 0 without."""
 
 
 class Policy:
@@ -51,10 +55,12 @@ class Policy:
             2510.05285) does not say; an addition in front of Reinformer's `env.step` stores the
             refined one.
         device: None, or where to move the model first, itself and not a copy.
+        inference: what computes the model's predictions: "native", compiled code of one thread,
+            for a model of this package in float32 on the CPU (`dtag_fast.acting.native`); "torch";
+            or "auto", the first where it can be had. Equal but for rounding.
 
     Attributes:
-        last_info: what refinement did to each row in the last call of `act`; None without.
-        last_timing: how long its parts took.
+        inference: the one in use; never "auto".
 
     Example:
         >>> policy = Policy.load("runs/hopper")          # doctest: +SKIP
@@ -70,6 +76,7 @@ class Policy:
         refiner: Refiner | None = None,
         context_action: ContextAction = "refined",
         device: torch.device | str | None = None,
+        inference: Inference = "auto",
     ) -> None:
         if not isinstance(model, SequenceModel):
             raise TypeError(f"model: expected a SequenceModel, got {type(model).__name__}")
@@ -84,8 +91,7 @@ class Policy:
         self.token_predictor = token_predictor
         self.refiner = refiner
         self.context_action: ContextAction = context_action
-        self.last_info: RefineInfo | None = None
-        self.last_timing: ActTiming | None = None
+        self.inference = choose_inference(inference, model)
         self._low, self._high = model.action_low, model.action_high
         self.reset()
 
@@ -96,6 +102,7 @@ class Policy:
         checkpoint: Literal["last", "best"] = "last",
         target_return: float | None = None,
         device: str = "cpu",
+        inference: Inference = "auto",
     ) -> Policy:
         """The policy of a training run's folder, or of one checkpoint in it.
 
@@ -106,6 +113,7 @@ class Policy:
                 own; a Decision Transformer takes the target of its training configuration; an MLP
                 needs none.
             device: where to act.
+            inference: see `Policy`.
 
         Raises:
             CheckpointError: no readable checkpoint of a policy there.
@@ -120,7 +128,7 @@ class Policy:
                 f"target_return: needed, {path} holds a Decision Transformer whose configuration "
                 f"sets none"
             )
-        return cls(model, predictor)
+        return cls(model, predictor, inference=inference)
 
     def with_refinement(
         self,
@@ -153,14 +161,18 @@ class Policy:
         options.setdefault("bounds", (self._low, self._high))
         refiner = Refiner(critic, steps=steps, step_size=step_size, return_info=True, **options)
         policy = Policy(
-            self.model, self.token_predictor, refiner=refiner, context_action=context_action
+            self.model,
+            self.token_predictor,
+            refiner=refiner,
+            context_action=context_action,
+            inference=self.inference,
         )
         policy.reset(self.num_envs)
         return policy
 
     def without_refinement(self) -> Policy:
         """A policy with the same model and token predictor whose actions are the model's own."""
-        policy = Policy(self.model, self.token_predictor)
+        policy = Policy(self.model, self.token_predictor, inference=self.inference)
         policy.reset(self.num_envs)
         return policy
 
@@ -216,12 +228,22 @@ class Policy:
 
         export_policy(self, path, format, self.num_envs if num_envs is None else num_envs)
 
+    def __repr__(self) -> str:
+        """What it is made of and what computes it."""
+        refiner = self.refiner
+        refined = "" if refiner is None else f", refined by {refiner.backend}"
+        return (
+            f"Policy({self.model.config.kind}, {self.token_predictor}, "
+            f"inference={self.inference!r}, num_envs={self.num_envs}{refined})"
+        )
+
     def describe(self) -> dict[str, Any]:
         """How the policy acts, in JSON values, for logs and reports."""
         predictor = self.token_predictor
         described: dict[str, Any] = {
             "model": self.model.config.kind,
             "token_predictor": type(predictor).__name__,
+            "inference": self.inference,
             "refinement": None,
         }
         # Those of this package are frozen dataclasses; the protocol does not ask for it.
@@ -239,10 +261,14 @@ class Policy:
         """Begin an episode in each of `num_envs` environments; whatever was before is forgotten."""
         if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
             raise ValueError(f"num_envs: expected an integer of at least 1, got {num_envs!r}")
-        self._context = self._new_context(num_envs)
-        self.last_info = self.last_timing = None
+        self._use(self._new_context(num_envs))
+        self._last_info: RefineInfo | None = None
+        self._last_timing: ActTiming | None = None
 
     def _new_context(self, num_envs: int) -> Context:
+        if self.inference == "native":
+            windows = not acts_whole(self.token_predictor, self.refiner)
+            return NativeContext(self.model, num_envs, windows)
         if self.model.config.attention == "sliding":
             return StreamingContext(self.model, num_envs)
         return Context(
@@ -253,31 +279,55 @@ class Policy:
             self._low.device,
         )
 
-    def reset_rows(self, rows: NDArray[np.bool_] | NDArray[np.integer] | Sequence[int]) -> None:
+    def _use(self, context: Context) -> None:
+        self._context = context
+        self._whole: _native.ActCall | None = None
+        # Whether the last action was a whole one; what is known of it is asked for when wanted.
+        self._was_whole = False
+
+    @property
+    def last_info(self) -> RefineInfo | None:
+        """What refinement did to each row in the last call of `act`; None without."""
+        if self._was_whole and self._last_info is None and self.refiner is not None:
+            self._last_info = refine_info(self._native.acting)
+        return self._last_info
+
+    @property
+    def last_timing(self) -> ActTiming | None:
+        """How long the parts of the last call of `act` took; None before the first."""
+        if self._was_whole and self._last_timing is None:
+            self._last_timing = ActTiming(*(1e3 * each for each in self._native.acting.seconds()))
+        return self._last_timing
+
+    @property
+    def _native(self) -> NativeContext:
+        assert isinstance(self._context, NativeContext)
+        return self._context
+
+    def reset_rows(self, rows: Rows) -> None:
         """Begin a new episode in some environments and go on in the others.
 
         Args:
             rows: a mask [B], or the indices of the environments.
         """
-        chosen = self._indices(rows)
+        chosen = row_indices(rows, self.num_envs)
         mask = np.zeros(self.num_envs, dtype=np.bool_)
         mask[chosen] = True
         with torch.inference_mode():
             self._context.reset_rows(mask)
 
-    def keep_rows(self, rows: NDArray[np.bool_] | NDArray[np.integer] | Sequence[int]) -> None:
+    def keep_rows(self, rows: Rows) -> None:
         """Drop all environments but these, whose episodes go on; B shrinks.
 
         Args:
             rows: a mask [B], or the indices of the environments, in the order wanted.
         """
-        chosen = self._indices(rows)
+        chosen = row_indices(rows, self.num_envs)
         if len(chosen) == 0:
             raise ValueError("rows: expected at least one environment to keep")
         with torch.inference_mode():
-            self._context = self._context.select(chosen)
+            self._use(self._context.select(chosen))
 
-    @torch.inference_mode()
     def act(self, observations: ArrayLike, rewards: ArrayLike | None = None) -> Floats:
         """The actions for what is observed now. Each call is one step of every environment.
 
@@ -295,13 +345,26 @@ class Policy:
                 an episode longer than the model has timesteps for.
             RuntimeError: the model's action is not finite.
         """
-        values, single = self._check_observations(observations)
-        received = self._check_rewards(rewards, single)
-        self._check_timesteps()
         if self.model.training:
             self.model.eval()
+        if self._whole is not None:
+            actions = self._whole(observations, rewards)
+            if actions is not NotImplemented:
+                self._was_whole, self._last_info, self._last_timing = True, None, None
+                return cast(Floats, actions)
+        return self._act(observations, rewards)
+
+    @torch.inference_mode()
+    def _act(self, observations: ArrayLike, rewards: ArrayLike | None) -> Floats:
+        """`act` whatever the arguments are: checks, conversions and errors."""
+        if isinstance(self._context, NativeContext):
+            self._context.sync()
+        steps = self._context.steps
+        values, single = check_observations(observations, self.num_envs, self.observation_dim)
+        received = check_rewards(rewards, self.token_predictor, steps, single)
+        check_timesteps(steps, self.model.config.max_timestep)
         device = self._low.device
-        watch = _Stopwatch(device)
+        watch = Stopwatch(device)
         context = self._context
         rows = torch.from_numpy(values).to(device)
         context.begin_step(rows)
@@ -311,109 +374,23 @@ class Policy:
         watch.split()
         executed = raw
         if self.refiner is not None:
-            executed, self.last_info = self.refiner(rows, raw)
+            executed, self._last_info = self.refiner(rows, raw)
         executed = torch.clamp(executed, self._low, self._high)
         watch.split()
         context.write_actions(executed if self.context_action == "refined" else raw)
         actions = executed.cpu().numpy()
         model_ms, refinement_ms = watch.milliseconds()
-        self.last_timing = ActTiming(model_ms, refinement_ms if self.refiner else 0.0)
+        self._was_whole = False
+        self._last_timing = ActTiming(model_ms, refinement_ms if self.refiner else 0.0)
         if not np.isfinite(actions).all():
             row = int(np.flatnonzero(~np.isfinite(actions).all(axis=1))[0])
             raise RuntimeError(
                 f"the model's action is not finite in environment {row} at timestep "
                 f"{context.steps[row]}: {actions[row].tolist()}"
             )
+        if self.inference == "native" and acts_whole(self.token_predictor, self.refiner):
+            keep_refined = self.context_action == "refined"
+            self._whole = whole_action(
+                self._native, self.token_predictor, self.refiner, keep_refined
+            )
         return cast(Floats, actions[0] if single else actions)
-
-    def _check_observations(self, observations: ArrayLike) -> tuple[Floats, bool]:
-        values = np.asarray(observations, dtype=np.float32)
-        single = values.ndim == 1
-        if single:
-            values = values[np.newaxis]
-        if values.shape != (self.num_envs, self.observation_dim):
-            expected = f"[{self.num_envs}, {self.observation_dim}]"
-            if self.num_envs == 1:
-                expected = f"[{self.observation_dim}] or {expected}"
-            raise ValueError(
-                f"observations: expected {expected}, got {list(np.shape(observations))}; "
-                f"the number of environments is set by reset(num_envs)"
-            )
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-            raise ValueError(
-                f"observations: not finite in environment {row}: {values[row].tolist()}"
-            )
-        return np.ascontiguousarray(values), single
-
-    def _check_rewards(self, rewards: ArrayLike | None, single: bool) -> Floats | None:
-        """The rewards [B] for a predictor that needs them, else None."""
-        if not self.token_predictor.needs_rewards:
-            return None
-        going_on = self._context.steps >= 0
-        if rewards is None:
-            if going_on.any():
-                raise ValueError(
-                    f"rewards: needed by {type(self.token_predictor).__name__} after the first "
-                    f"step of an episode: act(observations, rewards received since the last call)"
-                )
-            return None
-        values = np.asarray(rewards, dtype=np.float32)
-        if single and values.ndim == 0:
-            values = values[np.newaxis]
-        if values.shape != (self.num_envs,):
-            raise ValueError(f"rewards: expected [{self.num_envs}], got {list(values.shape)}")
-        bad = going_on & ~np.isfinite(values)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            raise ValueError(f"rewards: not finite in environment {row}: {values[row]}")
-        return np.ascontiguousarray(values)
-
-    def _check_timesteps(self) -> None:
-        limit = self.model.config.max_timestep
-        if int(self._context.steps.max()) + 1 >= limit:
-            raise ValueError(
-                f"the episode is longer than the {limit} timesteps (max_timestep) that the model "
-                f"knows; call reset() or reset_rows() where an episode ends"
-            )
-
-    def _indices(
-        self, rows: NDArray[np.bool_] | NDArray[np.integer] | Sequence[int]
-    ) -> NDArray[np.int64]:
-        array = np.asarray(rows)
-        if array.size == 0:
-            return np.zeros(0, dtype=np.int64)
-        if array.dtype == np.bool_ and array.shape == (self.num_envs,):
-            return np.flatnonzero(array).astype(np.int64, copy=False)
-        if not np.issubdtype(array.dtype, np.integer) or array.ndim != 1:
-            raise ValueError(
-                f"rows: expected a mask [{self.num_envs}] or a list of indices, "
-                f"got {array.dtype} {list(array.shape)}"
-            )
-        if array.min() < 0 or array.max() >= self.num_envs:
-            raise ValueError(f"rows: expected 0 to {self.num_envs - 1}, got {array.tolist()}")
-        return array.astype(np.int64)
-
-
-class _Stopwatch:
-    """Times the parts of a step: the host's clock, or a GPU's events, which need no waiting."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._marks: list[Any] = []
-        self.split()
-
-    def split(self) -> None:
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
-
-    def milliseconds(self) -> list[float]:
-        """Between each two splits; on a GPU to be called after the results were copied back."""
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        if self._cuda:
-            return [before.elapsed_time(after) for before, after in pairs]
-        return [1000.0 * (after - before) for before, after in pairs]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dtag_fast.acting.context import Context
+from dtag_fast.acting.context import PredictingContext
 from dtag_fast.models.decision_transformer import (
     TOKENS_PER_STEP,
     Block,
@@ -34,7 +34,7 @@ ORDER: dict[str, tuple[TokenKind, ...]] = {
 EMPTY = -1  # of a slot in which no token is; every token's index is 0 or more
 
 
-class StreamingContext(Context):
+class StreamingContext(PredictingContext):
     """The kept keys and values for B environments, each at a timestep of its own.
 
     To a token predictor it is a `Context` whose windows have one step, the current one. What was

@@ -20,6 +20,7 @@ class Doctor:
         from rich.table import Table
 
         from dtag_fast import __version__, build_info
+        from dtag_fast.acting import native
         from dtag_fast.refinement.backends import BACKENDS
 
         console = Console()
@@ -39,6 +40,10 @@ class Doctor:
             here = "yes" if reason is None else f"no: {reason}"
             backends.add_row(name, escape(here), escape(entry.limits))
         console.print(backends)
+
+        reason = native.unavailable_reason()
+        acting = "native code" if reason is None else f"torch; native code cannot run: {reason}"
+        console.print(f"Acting on the CPU: {escape(acting)}\n")
 
         packages = Table("package", "version", "for", title="Packages", title_justify="left")
         missing = False

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dtag_fast.acting.native import Inference, choose_inference, unavailable_reason
 from dtag_fast.models.config import ModelConfig
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.decision_transformer import SequenceModel, build_model
@@ -17,6 +18,19 @@ from dtag_fast.models.normalizer import Normalizer
 STATE, ACTION = 5, 3
 
 ModelFactory = Callable[..., SequenceModel]
+
+
+@pytest.fixture(params=["native", "torch"])
+def inference(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What "auto" becomes for a test that asks for this; each such test runs with either."""
+    if request.param == "native" and unavailable_reason() is not None:
+        pytest.skip(str(unavailable_reason()))
+
+    def choose(word: Inference, model: SequenceModel) -> str:
+        return choose_inference(request.param if word == "auto" else word, model)
+
+    monkeypatch.setattr("dtag_fast.acting.policy.choose_inference", choose)
+    return str(request.param)
 
 
 @pytest.fixture

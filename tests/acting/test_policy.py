@@ -18,6 +18,8 @@ from dtag_fast.models.critic import Critic
 from dtag_fast.models.decision_transformer import SequenceModel
 from dtag_fast.refinement import Refiner, reference
 
+pytestmark = pytest.mark.usefixtures("inference")
+
 STATE, ACTION = 5, 3
 TARGET = 11.0
 
@@ -315,7 +317,7 @@ def test_an_action_that_is_not_finite_is_an_error(make_model: ModelFactory) -> N
 def test_nothing_of_a_broken_episode_is_left(make_model: ModelFactory) -> None:
     """A masked NaN would still get through: zero times NaN."""
     model = make_model("reinformer", context_length=3)
-    policy = Policy(model, ReturnHead())
+    policy = Policy(model, ReturnHead(), inference="torch")
     expected = policy.act(np.ones(STATE))
     policy._context._action_slots.fill_(torch.nan)
     policy._context._token_slots.fill_(torch.nan)

@@ -19,6 +19,8 @@ from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPred
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.decision_transformer import Reinformer, SequenceModel
 
+pytestmark = pytest.mark.usefixtures("inference")
+
 STATE, ACTION = 5, 3
 TARGET = 11.0
 
@@ -187,7 +189,7 @@ def test_a_token_predictor_may_try_several_tokens(make_model: ModelFactory, kind
 def test_nothing_of_a_broken_episode_is_left(make_model: ModelFactory) -> None:
     """A NaN would come through a weight of zero."""
     model = make_model("reinformer", attention="sliding", context_length=3)
-    policy = Policy(model, ReturnHead())
+    policy = Policy(model, ReturnHead(), inference="torch")
     expected = policy.act(np.ones(STATE))
     context = policy._context
     assert isinstance(context, StreamingContext)

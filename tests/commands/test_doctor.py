@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 import dtag_fast
 from dtag_fast import build_info
+from dtag_fast.acting import native
 from dtag_fast.cli import main
 from dtag_fast.commands.doctor import PACKAGES
 from dtag_fast.refinement import BACKENDS, reference
@@ -30,6 +31,9 @@ def test_it_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
         assert ("yes" if reason is None else "no: ") in row
         assert entry.limits in row
     assert re.search(rf"native\s*│ {build_info.describe()['native']}", out)
+    reason = native.unavailable_reason()
+    acting = "native code" if reason is None else f"torch; native code cannot run: {reason}"
+    assert f"Acting on the CPU: {acting}" in out
     for package, extra in PACKAGES.items():
         row = next(line for line in out.splitlines() if re.match(rf"\W*{package}\s", line))
         assert ("required" if extra is None else f"pip install 'dtag-fast[{extra}]'") in row

@@ -62,7 +62,7 @@ def test_a_streaming_policy_is_trained_evaluated_and_measured(
     """The option of training decides; acting finds it in the checkpoint."""
     command = ["train", "policy", "--data", workspace.dataset, "--out", "run"]
     assert main([*command, *workspace.tiny_policy, "--model.attention", "sliding"]) == 0
-    assert isinstance(Policy.load("run")._context, StreamingContext)
+    assert isinstance(Policy.load("run", inference="torch")._context, StreamingContext)
     assert main(["evaluate", "--policy", "run", "--episodes", "2", "--checkpoint", "last"]) == 0
     assert main(["latency", "run", "--steps", "5", "--hz", "2000"]) == 0
     assert "of 5 deadlines" in capsys.readouterr().out

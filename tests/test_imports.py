@@ -144,7 +144,15 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Files that belong to no layer: any may import them, and they import none.
-SHARED = {"checkpoint", "build_info", "threads", "_native", "_build_failure", "__version__"}
+SHARED = {
+    "checkpoint",
+    "build_info",
+    "threads",
+    "_cuda",
+    "_native",
+    "_build_failure",
+    "__version__",
+}
 # Critic.load reads a checkpoint with the code of the training that wrote it. It is a convenience
 # that the call itself imports.
 EXCEPTIONS = {("models/critic.py", "load", "dtag_fast.training.critic")}

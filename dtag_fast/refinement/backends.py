@@ -96,6 +96,13 @@ BACKENDS: dict[str, BackendEntry] = {
         fast=True,
         auto_on=("cpu",),
     ),
+    "cuda": BackendEntry(
+        "dtag_fast.refinement.cuda",
+        limits="a `dtag_fast.Critic` on CUDA with one or two hidden layers of ReLU or LeakyReLU; "
+        "needs the CUDA extension",
+        packs=True,
+        auto_on=("cuda",),
+    ),
     "graph": BackendEntry(
         "dtag_fast.refinement.graph",
         limits="any module that torch can record, on the CPU or CUDA; needs a C++ compiler; "

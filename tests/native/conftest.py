@@ -32,12 +32,14 @@ def run(*command: str | Path) -> str:
     return process.stdout
 
 
-def build(name: str, compiler: str, *options: str) -> Path:
-    """Build the native tests with `compiler` and CMake's `options`; returns build/`name`."""
+def build(name: str, compiler: str, *options: str, source: str = "tests/native") -> Path:
+    """Build the native tests, or another CMake project of the tree, with `compiler` and CMake's
+    `options`; returns build/`name`.
+    """
     cmake, ninja, compiler = find_tool("cmake"), find_tool("ninja"), find_tool(compiler)
     directory = BUILDS / name
     with _alone(directory):
-        configure = [cmake, "-S", str(ROOT / "tests/native"), "-B", str(directory), "-G", "Ninja"]
+        configure = [cmake, "-S", str(ROOT / source), "-B", str(directory), "-G", "Ninja"]
         configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_CXX_COMPILER={compiler}"]
         run(*configure, *options)
         run(cmake, "--build", directory)

@@ -2,7 +2,7 @@
 compute matrix products with torch, whose rounding depends on the size of the batch.
 
 The graph backend takes part without its compiler: what it compiles runs as it is. test_graph.py
-has it compiled.
+has it compiled. The cuda backend runs on its kernel's emulation, emulation.py.
 
 A way is a function: of a critic, the keywords that choose backend and algorithm. While the test
 runs its instruction set is in use.
@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from dtag_fast import build_info
-from dtag_fast.refinement import BACKENDS, cpu, graph
+from dtag_fast.refinement import BACKENDS, cpu, cuda, graph
 from dtag_fast.refinement.backends import BackendName
 from dtag_fast.refinement.execution import Algorithm, Execution
+from tests.refinement.emulation import emulated
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ class Way:
         return "-".join(filter(None, (self.backend, self.isa, self.algorithm.replace("auto", ""))))
 
     def __call__(self, critic: nn.Module) -> dict[str, Any]:
-        """Keywords for `refine`. A critic that cannot be walked takes the full network instead."""
+        """Keywords for `refine`. A critic that cannot be walked takes the full network instead, one
+        that the cuda backend does not take the cpu backend.
+        """
+        if self.backend == "cuda" and cuda.unsupported_reason(critic) is not None:
+            return {"backend": "cpu"}
         if self.algorithm == "auto":
             return {"backend": self.backend}
         walk = Execution(algorithm="walk")
@@ -49,6 +54,10 @@ class Way:
     @contextmanager
     def selected(self) -> Iterator[Way]:
         """Skips, with the reason, where this machine cannot run it."""
+        if self.backend == "cuda":
+            with emulated():
+                yield self
+            return
         reason = BACKENDS[self.backend].load().unavailable_reason()
         if reason is not None:
             if self.backend == "cpu" and os.environ.get("DTAG_REQUIRE_NATIVE") == "1":

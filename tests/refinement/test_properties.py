@@ -157,7 +157,8 @@ def test_a_row_depends_neither_on_its_batch_nor_on_the_order(
     assert_same(case.refine(fast, observations=observations, actions=actions), rows(whole, order))
     half = slice(len(order) // 2, None)
     part = {"observations": case.observations[half], "actions": case.actions[half]}
-    assert_same(case.refine(fast, **part, threads=threads), rows(whole, half))
+    most = threads if fast(case.critic)["backend"] == "cpu" else None
+    assert_same(case.refine(fast, **part, threads=most), rows(whole, half))
     one = slice(seed % len(order), seed % len(order) + 1)
     alone = {"observations": case.observations[one], "actions": case.actions[one]}
     assert_same(case.refine(fast, **alone), rows(whole, one))

@@ -1,0 +1,178 @@
+// The module dtag_fast._cuda: names, sizes and addresses from Python to the kernel. No mathematics.
+// Sizes, dtypes and devices of what comes as an address are checked in refinement/cuda.py.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launch.h"
+
+namespace py = pybind11;
+
+namespace dtag::cuda {
+namespace {
+
+template <typename Value>
+Value word(const char* argument, const std::string& name, const std::map<std::string, Value>& of) {
+  const auto found = of.find(name);
+  if (found == of.end())
+    throw py::value_error(std::string(argument) + ": unknown word '" + name + "'");
+  return found->second;
+}
+
+std::optional<std::string> or_none(const char* reason) {
+  if (reason == nullptr) return std::nullopt;
+  return reason;
+}
+
+void check(const char* what, const char* error) {
+  if (error == nullptr) return;
+  PyErr_SetString(PyExc_RuntimeError, (std::string(what) + ": " + error).c_str());
+  throw py::error_already_set();
+}
+
+Layout layout_of(int action_dim, int heads, const std::vector<int>& hidden) {
+  Layout layout;
+  if (action_dim < 1 || heads < 1 || hidden.empty() || hidden.size() > 2 ||
+      *std::min_element(hidden.begin(), hidden.end()) < 1)
+    throw py::value_error("expected action_dim, heads and one or two hidden widths of at least 1");
+  const char* const reason =
+      lay_out(action_dim, heads, *std::max_element(hidden.begin(), hidden.end()), &layout);
+  if (reason != nullptr) throw py::value_error(reason);
+  return layout;
+}
+
+template <typename T>
+const T* pointer(const std::map<std::string, uintptr_t>& addresses, const char* name) {
+  const auto found = addresses.find(name);
+  if (found == addresses.end()) throw py::value_error(std::string("addresses: no ") + name);
+  return reinterpret_cast<const T*>(found->second);
+}
+
+PackedCritic pack(int observation_dim, int action_dim, int heads, const std::vector<int>& hidden,
+                  float negative_slope, bool bf16,
+                  const std::map<std::string, uintptr_t>& addresses) {
+  PackedCritic critic;
+  critic.layout = layout_of(action_dim, heads, hidden);
+  critic.observation_dim = observation_dim;
+  critic.action_dim = action_dim;
+  critic.heads = heads;
+  critic.hidden_layers = static_cast<int>(hidden.size());
+  critic.first_units = hidden.front();
+  critic.top_units = hidden.back();
+  critic.negative_slope = negative_slope;
+  critic.bf16 = bf16;
+  critic.mean = pointer<float>(addresses, "mean");
+  critic.std = pointer<float>(addresses, "std");
+  critic.observation_weights = pointer<float>(addresses, "observation_weights");
+  critic.action_weights = pointer<float>(addresses, "action_weights");
+  critic.action_rows = pointer<float>(addresses, "action_rows");
+  critic.first_bias = pointer<float>(addresses, "first_bias");
+  if (critic.hidden_layers == 2) {
+    critic.weight = pointer<void>(addresses, "weight");
+    critic.transposed = pointer<void>(addresses, "transposed");
+    critic.second_bias = pointer<float>(addresses, "second_bias");
+  }
+  critic.output = pointer<float>(addresses, "output");
+  critic.output_bias = pointer<float>(addresses, "output_bias");
+  critic.finite = pointer<int32_t>(addresses, "finite");
+  return critic;
+}
+
+Settings settings(int steps, double step_size, const std::string& optimizer,
+                  const std::vector<float>& low, const std::vector<float>& high,
+                  const std::string& ensemble, float lcb_k, const std::string& select,
+                  std::optional<float> max_distance, const std::string& gradient) {
+  if (low.size() != high.size() || low.size() > most_actions)
+    throw py::value_error("low, high: expected as many numbers in both, at most 32");
+  Settings made;
+  made.steps = steps;
+  made.step_size = static_cast<float>(step_size);
+  made.optimizer = word<Optimizer>("optimizer", optimizer,
+                                   {{"sgd", Optimizer::sgd},
+                                    {"momentum", Optimizer::momentum},
+                                    {"rmsprop", Optimizer::rmsprop},
+                                    {"adam", Optimizer::adam}});
+  made.ensemble = word<Ensemble>(
+      "ensemble", ensemble,
+      {{"min", Ensemble::min}, {"mean", Ensemble::mean}, {"lcb", Ensemble::lcb}});
+  made.lcb_k = lcb_k;
+  made.select = word<Select>("select", select, {{"best", Select::best}, {"last", Select::last}});
+  made.gradient =
+      word<Gradient>("gradient", gradient, {{"raw", Gradient::raw}, {"unit", Gradient::unit}});
+  made.max_distance = max_distance.value_or(-1.0f);
+  made.boxed = !low.empty();
+  std::copy(low.begin(), low.end(), made.low);
+  std::copy(high.begin(), high.end(), made.high);
+  return made;
+}
+
+void refine(const PackedCritic& critic, const Settings& settings, bool dense, int64_t rows,
+            int64_t starts, uintptr_t observations, uintptr_t actions, uintptr_t result,
+            uintptr_t floats, uintptr_t indices, int device, uintptr_t stream, int together) {
+  Job job(critic);
+  job.settings = settings;
+  job.dense = dense;
+  job.rows = rows;
+  job.starts = starts;
+  job.observations = reinterpret_cast<const float*>(observations);
+  job.actions = reinterpret_cast<const float*>(actions);
+  auto* const f = reinterpret_cast<float*>(floats);
+  auto* const i = reinterpret_cast<int64_t*>(indices);
+  job.result = {reinterpret_cast<float*>(result),
+                f,
+                f + rows,
+                i,
+                i + rows,
+                f + 2 * rows,
+                i + 2 * rows,
+                i + 3 * rows};
+  const char* error;
+  {
+    const py::gil_scoped_release release;
+    error = launch(job, together, device, stream);
+  }
+  check("launching the kernel", error);
+}
+
+}  // namespace
+}  // namespace dtag::cuda
+
+PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
+  using namespace dtag::cuda;
+  module.doc() = "The CUDA kernels of dtag_fast; called by dtag_fast.refinement.cuda.";
+
+  py::class_<PackedCritic>(module, "PackedCritic")
+      .def(py::init(&pack), py::kw_only(), py::arg("observation_dim"), py::arg("action_dim"),
+           py::arg("heads"), py::arg("hidden"), py::arg("negative_slope"), py::arg("bf16"),
+           py::arg("addresses"));
+  py::class_<Settings>(module, "Options")
+      .def(py::init(&settings), py::kw_only(), py::arg("steps"), py::arg("step_size"),
+           py::arg("optimizer"), py::arg("low"), py::arg("high"), py::arg("ensemble"),
+           py::arg("lcb_k"), py::arg("select"), py::arg("max_distance"), py::arg("gradient"));
+
+  module.def(
+      "layout",
+      [](int action_dim, int heads, const std::vector<int>& hidden) {
+        const Layout layout = layout_of(action_dim, heads, hidden);
+        return py::make_tuple(layout.actions, row_stride(layout.actions), layout.width);
+      },
+      py::arg("action_dim"), py::arg("heads"), py::arg("hidden"));
+  module.def("why_not", [](int device) { return or_none(why_not(device)); }, py::arg("device"));
+  module.def(
+      "prepare",
+      [](const PackedCritic& critic, int device) {
+        check("loading the kernel", prepare(critic, device));
+      },
+      py::arg("critic"), py::arg("device"));
+  module.def("refine", &refine, py::arg("critic"), py::arg("options"), py::arg("dense"),
+             py::arg("rows"), py::arg("starts"), py::arg("observations"), py::arg("actions"),
+             py::arg("result"), py::arg("floats"), py::arg("indices"), py::arg("device"),
+             py::arg("stream"), py::arg("together") = 0);
+  module.attr("architectures") = DTAG_CUDA_ARCHITECTURES_NAMES;
+}

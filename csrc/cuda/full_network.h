@@ -1,0 +1,106 @@
+// The full network at the action, by the same threads: for rows that the regions do not suit, and for
+// numbers that are not finite.
+#pragma once
+
+#include "job.h"
+#include "memory.h"
+#include "region.h"
+#include "step.h"
+
+namespace dtag::cuda {
+
+template <int actions, typename Weight, typename Team>
+class FullNetwork : public Region<actions, Weight, Team> {
+ public:
+  using Base = Region<actions, Weight, Team>;
+  using Base::Base;
+  using typename Base::Unit;
+  static constexpr int units = Base::units;
+
+ protected:
+  using Base::at_;
+  using Base::critic_;
+  using Base::first_layer;
+  using Base::gather;
+  using Base::partial;
+  using Base::team_;
+  using Base::unit;
+  using Base::width;
+  using Base::own;
+
+  // sum over i < n of x[i] * rows[i, the thread's units]
+  DTAG_BOTH void full_product(const void* matrix, int row, int n, const float* x, int t,
+                              float (&sum)[units]) const {
+    const Weight* const rows = static_cast<const Weight*>(matrix) + row * width() + t * units;
+#ifdef __CUDA_ARCH__
+#pragma unroll 4
+#endif
+    for (int i = 0; i < n; ++i) {
+      float w[units];
+      stream<units>(rows + i * width(), w);
+      DTAG_UNROLLED
+      for (int u = 0; u < units; ++u) sum[u] = fmaf(x[i], w[u], sum[u]);
+    }
+  }
+
+  // The same by the full network, at the action. Padding stays out of it: where a number is not
+  // finite its zeros would become NaN.
+  DTAG_BOTH void evaluate_full() {
+    const float negative_slope = critic_.negative_slope;
+    const bool two = critic_.hidden_layers == 2;
+    float* const hidden = team_.shared() + at_.hidden;
+    float* const slopes = team_.shared() + at_.slope;
+    float x[actions];
+    gather(x, [](const Lane& lane) { return lane.action; });
+    team_.each([&](Unit& thread, int e, int t) {
+      float z[units];
+      first_layer(own(at_.share, e, t), x, e, t, z);
+      for (int u = 0; u < units; ++u) {
+        const bool real = t * units + u < critic_.first_units;
+        thread.kept[u] = real ? slope_at(z[u], negative_slope) : 0.0f;
+        thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
+        hidden[unit(e, t) + u] = thread.top[u];
+      }
+    });
+    team_.sync();
+    if (two) {
+      team_.each([&](Unit& thread, int e, int t) {
+        float z[units], output[units];
+        load<units>(critic_.second_bias + unit(e, t), z);
+        load<units>(critic_.output + unit(e, t), output);
+        full_product(critic_.transposed, e * width(), critic_.first_units,
+                     hidden + e * width(), t, z);
+        for (int u = 0; u < units; ++u) {
+          const bool real = t * units + u < critic_.top_units;
+          slopes[unit(e, t) + u] = real ? output[u] * slope_at(z[u], negative_slope) : 0.0f;
+          thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
+        }
+      });
+      team_.sync();
+    }
+    team_.reduce(partial(), at_.warps_per_head, [&](const Unit& thread, int e, int t,
+                                                   float (&sum)[1 + actions]) {
+      for (int i = 0; i <= actions; ++i) sum[i] = 0.0f;
+      float back[units], output[units];
+      load<units>(critic_.output + unit(e, t), output);
+      for (int u = 0; u < units; ++u) back[u] = two ? 0.0f : output[u];
+      if (two)
+        full_product(critic_.weight, e * critic_.top_units, critic_.top_units,
+                     slopes + e * width(), t, back);
+      const float* const weights =
+          critic_.action_weights + e * actions * width() + t * units;
+      for (int u = 0; u < units; ++u) {
+        const int k = t * units + u;
+        if (k < critic_.top_units) sum[0] = fmaf(output[u], thread.top[u], sum[0]);
+        if (k < critic_.first_units) {
+          const float slope = back[u] * thread.kept[u];
+          DTAG_UNROLLED
+          for (int a = 0; a < actions; ++a)
+            sum[1 + a] = fmaf(slope, weights[a * width() + u], sum[1 + a]);
+        }
+      }
+    });
+  }
+};
+
+}  // namespace dtag::cuda

@@ -1,0 +1,152 @@
+// What the CUDA kernel is given: a critic packed for it, options, a batch and where results go.
+//
+// Everything is passed by value to the kernel; pointers are to the device's memory (to the host's
+// where tests run the kernel without a device). Sizes as in ../refine.h; P is the padded width.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../refine.h"
+
+#ifdef __CUDACC__
+#define DTAG_BOTH __host__ __device__ __forceinline__
+#define DTAG_UNROLLED _Pragma("unroll")
+#define DTAG_INLINED __attribute__((always_inline))  // a lambda
+#else
+#define DTAG_BOTH inline
+#define DTAG_UNROLLED
+#define DTAG_INLINED
+#endif
+
+namespace dtag::cuda {
+
+constexpr int warp_size = 32;
+constexpr int most_actions = 32;   // one lane of a warp holds one dimension of the action
+constexpr int most_threads = 384;  // of a row
+
+// The shapes there are kernels for. `actions` is the number of action dimensions that a kernel has
+// registers for; unused ones are zeros. A thread holds `units` neighbouring hidden units: four read
+// their weights in one load, more dimensions leave registers for two.
+constexpr int kernel_actions[] = {2, 4, 6, 8, 12, 17, 24, 32};
+DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 : 2; }
+// Rows that a block of a large batch builds together, so that they share the weights they read.
+DTAG_BOTH constexpr int rows_together(int actions) { return actions <= 8 ? 4 : 1; }
+
+struct Layout {
+  int actions;           // of the kernel, A or more
+  int units;             // per thread
+  int threads_per_head;  // whole warps
+  int width;             // P = units * threads_per_head
+};
+
+// Null, or why there is no kernel for the shape.
+inline const char* lay_out(int action_dim, int heads, int widest, Layout* layout) {
+  if (action_dim > most_actions) return "it takes up to 32 action dimensions";
+  for (const int actions : kernel_actions) {
+    if (actions < action_dim) continue;
+    const int units = units_per_thread(actions);
+    const int threads = (widest + units * warp_size - 1) / (units * warp_size) * warp_size;
+    if (static_cast<int64_t>(heads) * threads > most_threads) break;
+    *layout = {actions, units, threads, threads * units};
+    return nullptr;
+  }
+  return action_dim <= 8 ? "heads times hidden units, padded to multiples of 128, may be 1536"
+                         : "with more than 8 action dimensions heads times hidden units, padded to "
+                           "multiples of 64, may be 768";
+}
+
+struct PackedCritic {
+  int observation_dim = 0;
+  int action_dim = 0;
+  int heads = 0;
+  int hidden_layers = 0;  // 1 or 2, of ReLU or LeakyReLU
+  int first_units = 0;    // H_1
+  int top_units = 0;      // H_2, or H_1 where there is no other
+  float negative_slope = 0.0f;  // 0 for ReLU
+  bool bf16 = false;            // weight and transposed hold bfloat16
+  Layout layout = {};
+  const float* mean = nullptr;                 // [S]
+  const float* std = nullptr;                  // [S]
+  const float* observation_weights = nullptr;  // [E, S, P], W_1s^T
+  const float* action_weights = nullptr;       // [E, actions, P], W_1a^T
+  const float* action_rows = nullptr;          // [E, P, row_stride(actions)], W_1a
+  const float* first_bias = nullptr;           // [E, P]
+  const void* weight = nullptr;                // [E, H_2, P], W_2; null with one layer
+  const void* transposed = nullptr;            // [E, P, P], W_2^T; null with one layer
+  const float* second_bias = nullptr;          // [E, P]; null with one layer
+  const float* output = nullptr;               // [E, P]
+  const float* output_bias = nullptr;          // [E]
+  const int32_t* finite = nullptr;             // [1], 0 if a weight or bias is NaN or infinite
+};
+
+// Rows of W_1a begin on 16-byte boundaries.
+DTAG_BOTH constexpr int row_stride(int actions) { return (actions + 3) / 4 * 4; }
+
+struct Settings {
+  int steps = 0;
+  float step_size = 0.0f;
+  Optimizer optimizer = Optimizer::sgd;
+  Ensemble ensemble = Ensemble::min;
+  float lcb_k = 1.0f;
+  Select select = Select::best;
+  Gradient gradient = Gradient::raw;
+  float max_distance = -1.0f;  // negative: no ball
+  bool boxed = false;
+  float low[most_actions] = {};
+  float high[most_actions] = {};
+};
+
+// The shared memory of one row's threads, by offsets in floats. Words have a bit for each unit of
+// the first layer: word warp * units + u, bit lane is unit (warp * 32 + lane) * units + u of a head.
+struct SharedLayout {
+  int words_per_head;
+  int warps_per_head;
+  int observation;  // [S], standardised
+  int share;        // [E, P], W_1s s + b_1
+  int base;         // [E, P], z_1 at the base of the region
+  int hidden;       // [E, P], of the full network: h_1
+  int slope;        // [E, P], of the full network: w * act'(z_2)
+  int partial;      // [2, E, warps, 1 + actions], sums of a warp: q, then the gradient
+  int words;        // [2, E, words]
+  int builds;       // [1], an integer: whether the row has a map to build with others
+  int floats;       // of all
+
+  explicit SharedLayout(const PackedCritic& critic) {
+    const Layout& layout = critic.layout;
+    warps_per_head = layout.threads_per_head / warp_size;
+    words_per_head = warps_per_head * layout.units;
+    const int units = critic.heads * layout.width;
+    observation = 0;
+    share = observation + (critic.observation_dim + 3) / 4 * 4;
+    base = share + units;
+    hidden = base + units;
+    slope = hidden + units;
+    partial = slope + units;
+    words = partial + 2 * critic.heads * warps_per_head * (1 + layout.actions);
+    builds = words + 2 * critic.heads * words_per_head;
+    floats = (builds + 1 + 3) / 4 * 4;
+  }
+};
+
+// Where the rows that are built together leave their maps: [rows, E, 1 + actions, P] floats.
+inline int handover_floats(const PackedCritic& critic, int rows) {
+  const Layout& layout = critic.layout;
+  return rows == 1 ? 0 : rows * critic.heads * (1 + layout.actions) * layout.width;
+}
+
+struct Job {
+  explicit Job(const PackedCritic& critic) : critic(critic), shared(critic) {}
+
+  PackedCritic critic;
+  SharedLayout shared;
+  Settings settings;
+  bool dense = false;  // the full network at every step, no walk
+  int64_t rows = 0;
+  int64_t starts = 1;
+  const float* observations = nullptr;  // [B, S], raw
+  const float* actions = nullptr;       // [B, N, A]
+  Result result;                        // as for every other kernel
+};
+
+}  // namespace dtag::cuda

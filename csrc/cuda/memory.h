@@ -1,0 +1,102 @@
+// Reads of weights: several neighbours at once, past the first-level cache where they stream.
+#pragma once
+
+#include <cstring>
+
+#include "job.h"
+
+namespace dtag::cuda {
+
+DTAG_BOTH float from_bfloat16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+#endif
+}
+
+// Numbers that many rows need again: through the cache. 2 or 4 aligned neighbours.
+template <int count>
+DTAG_BOTH void load(const float* from, float (&into)[count]) {
+#ifdef __CUDA_ARCH__
+  if constexpr (count == 4) {
+    const float4 v = __ldg(reinterpret_cast<const float4*>(from));
+    into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
+  } else if constexpr (count == 2) {
+    const float2 v = __ldg(reinterpret_cast<const float2*>(from));
+    into[0] = v.x, into[1] = v.y;
+  } else {
+    for (int i = 0; i < count; ++i) into[i] = __ldg(from + i);
+  }
+#else
+  for (int i = 0; i < count; ++i) into[i] = from[i];
+#endif
+}
+
+// A row of W_1a.
+template <int actions>
+DTAG_BOTH void load_row(const float* from, float (&into)[actions]) {
+#ifdef __CUDA_ARCH__
+#pragma unroll
+  for (int a = 0; a < actions; a += 4) {
+    const float4 v = __ldg(reinterpret_cast<const float4*>(from + a));
+    into[a] = v.x;
+    if (a + 1 < actions) into[a + 1] = v.y;
+    if (a + 2 < actions) into[a + 2] = v.z;
+    if (a + 3 < actions) into[a + 3] = v.w;
+  }
+#else
+  for (int a = 0; a < actions; ++a) into[a] = from[a];
+#endif
+}
+
+// Weights between the hidden layers, which nothing but the second-level cache can hold.
+template <int count>
+DTAG_BOTH void stream(const float* from, float (&into)[count]) {
+#ifdef __CUDA_ARCH__
+  if constexpr (count == 4) {
+    const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
+    into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
+  } else if constexpr (count == 2) {
+    const float2 v = __ldcg(reinterpret_cast<const float2*>(from));
+    into[0] = v.x, into[1] = v.y;
+  } else {
+    for (int i = 0; i < count; ++i) into[i] = __ldcg(from + i);
+  }
+#else
+  for (int i = 0; i < count; ++i) into[i] = from[i];
+#endif
+}
+
+template <int count>
+DTAG_BOTH void stream(const uint16_t* from, float (&into)[count]) {
+  uint16_t raw[count];
+#ifdef __CUDA_ARCH__
+  if constexpr (count == 4) {
+    const uint2 v = __ldcg(reinterpret_cast<const uint2*>(from));
+    raw[0] = v.x & 0xffff, raw[1] = v.x >> 16, raw[2] = v.y & 0xffff, raw[3] = v.y >> 16;
+  } else if constexpr (count == 2) {
+    const unsigned v = __ldcg(reinterpret_cast<const unsigned*>(from));
+    raw[0] = v & 0xffff, raw[1] = v >> 16;
+  } else {
+    for (int i = 0; i < count; ++i) raw[i] = __ldcg(from + i);
+  }
+#else
+  for (int i = 0; i < count; ++i) raw[i] = from[i];
+#endif
+  DTAG_UNROLLED
+  for (int i = 0; i < count; ++i) into[i] = from_bfloat16(raw[i]);
+}
+
+DTAG_BOTH int lowest_bit(uint32_t word) {
+#ifdef __CUDA_ARCH__
+  return __ffs(static_cast<int>(word)) - 1;
+#else
+  return __builtin_ctz(word);
+#endif
+}
+
+}  // namespace dtag::cuda

@@ -1,0 +1,308 @@
+// One row's walk through the critic's linear regions (docs/linear-region-walk.md), by a team of
+// threads (team.h): a thread holds `units` hidden units of one head, a lane one dimension of the
+// action. What is the same for all is computed by all; branches depend on nothing else.
+//
+//   place     z_1, c = z_2 and M = dz_2/da at the base: active rows of W_2^T, each added to 1 + A
+//             vectors that stay in registers
+//   follow    the signs of z_1 at base + d, and a correction of c and M for each that changed
+//   evaluate  q and its gradient of every head: 1 + A sums over the units, one reduction
+//   climb     ensemble, update, projection and selection, in lanes
+//
+// A step whose corrections would cost more than the full network is taken by that, and a row that
+// meets a number that is not finite is done again by the full network alone, as ../simd/walk.h does.
+#pragma once
+
+#include "full_network.h"
+#include "job.h"
+#include "step.h"
+#include "team.h"
+
+namespace dtag::cuda {
+
+template <int actions, typename Weight, typename Team>
+class Walk : public FullNetwork<actions, Weight, Team> {
+ public:
+  using Base = FullNetwork<actions, Weight, Team>;
+  using Base::Base;
+
+  // Take a row and go to its first starting point; false if there is no such row.
+  DTAG_BOTH bool take(int64_t row) {
+    row_ = row;
+    taken_ = row < job_.rows;
+    if (!taken_) return false;
+    observe();
+    walks_ = !job_.dense && *critic_.finite != 0;
+    failed_ = false;
+    flips_ = full_steps_ = 0;
+    placed_ = built_ = false;
+    side_ = 0;
+    set_out(0);
+    return true;
+  }
+
+  // For rows that are built together, the first half of a placement: whether there is a map to build.
+  // take_map() is the other half.
+  DTAG_BOTH bool begin_to_place() {
+    if (!taken_ || !walks_ || critic_.hidden_layers == 1) return false;
+    look_from_base();
+    built_ = true;
+    return true;
+  }
+
+  // Everything else, up to the result.
+  DTAG_BOTH void finish() {
+    if (!taken_) return;
+    while (!refine()) {
+      walks_ = failed_ = false;
+      flips_ = 0;
+      set_out(0);
+    }
+    if (!walks_) full_steps_ = static_cast<int>(job_.starts) * job_.settings.steps;
+    write_counts();
+  }
+
+ private:
+  using Base::add_rows;
+  using Base::at_;
+  using Base::critic_;
+  using Base::evaluate_full;
+  using Base::evaluate_in_region;
+  using Base::job_;
+  using Base::look;
+  using Base::look_from_base;
+  using Base::observe;
+  using Base::parity_;
+  using Base::partial;
+  using Base::passing;
+  using Base::row_;
+  using Base::side_;
+  using Base::team_;
+  using Base::word_count;
+
+  // ---- the row ----
+
+  // Stand at a starting point.
+  DTAG_BOTH void set_out(int start) {
+    const float* const from =
+        job_.actions + (row_ * job_.starts + start) * critic_.action_dim;
+    team_.lanes([&](Lane& lane, int k) {
+      const float x = k < critic_.action_dim ? into_box(job_.settings, k, from[k]) : 0.0f;
+      lane.initial = lane.action = lane.best = x;
+      lane.first = lane.second = 0.0f;
+    });
+  }
+
+  // ---- regions ----
+
+  // After a placement: what it cost, and so how patient to be.
+  DTAG_BOTH void settle() {
+    corrections_ = 0;
+    lost_ = 0.0f;
+    if (placed_) return;
+    const int built = team_.count_bits(word_count(), [&](int index) { return passing(index); });
+    build_cost_ = row_cost(1 + actions) * static_cast<float>(built);
+    patience_ = build_cost_;
+    placed_ = true;
+  }
+
+  // Of a step by the full network: its rows forwards and backwards.
+  DTAG_BOTH float full_cost() const {
+    return row_cost(1) *
+           static_cast<float>(critic_.heads * (critic_.first_units + critic_.top_units));
+  }
+
+  // Bring the regions to the action, or decide to do without them there.
+  DTAG_BOTH void follow(bool entering) {
+    full_ = false;
+    bool places = !placed_;
+    if (!places) {
+      team_.lanes([&](Lane& lane, int) { lane.move = lane.action - lane.base; });
+      if (critic_.hidden_layers == 1) return;
+      const int changes = look();
+      if (changes == 0) return;
+      const float cost = row_cost(1 + actions) * static_cast<float>(changes);
+      if (cost >= fminf(build_cost_, full_cost())) {
+        places = entering || build_cost_ <= full_cost();
+        if (!places && lost_ < patience_) {
+          lost_ += full_cost();
+          full_ = true;
+          ++full_steps_;
+          return;
+        }
+        if (!places) patience_ *= 2.0f;
+        places = true;
+      } else {
+        corrections_ += changes;
+        // Each correction rounds: after so many that building costs little beside them, build.
+        places = corrections_ > critic_.heads * critic_.first_units;
+      }
+      if (!places) {
+        flips_ += changes;
+        side_ = 1 - side_;
+      }
+    }
+    const bool built = built_;
+    built_ = false;
+    if (places && !built) look_from_base();
+    if (critic_.hidden_layers == 2 && !built) add_rows(places);
+    if (places) settle();
+  }
+
+  // ---- values ----
+
+  // The ensemble's Q at the action.
+  DTAG_BOTH void evaluate() {
+    parity_ = 1 - parity_;
+    if (walks_ && !full_)
+      evaluate_in_region();
+    else
+      evaluate_full();
+    team_.sync();
+    combined_ = combine(job_.settings.ensemble, job_.settings.lcb_k, critic_.heads,
+                        [&](int e) { return value_of(e); });
+    if (walks_)
+      for (int e = 0; e < critic_.heads; ++e) failed_ |= !is_finite(value_of(e));
+  }
+  DTAG_BOTH float value_of(int e) const { return summed(e, 0) + critic_.output_bias[e]; }
+  // Over the warps of a head.
+  DTAG_BOTH float summed(int e, int i) const {
+    const float* const sums = partial() + e * at_.warps_per_head * (1 + actions) + i;
+    float sum = sums[0];
+    for (int warp = 1; warp < at_.warps_per_head; ++warp) sum += sums[warp * (1 + actions)];
+    return sum;
+  }
+
+  // ---- the climb ----
+
+  // From every starting point; false if the walk met a number that is not finite.
+  DTAG_BOTH bool refine() {
+    for (int start = 0; start < job_.starts; ++start) {
+      if (start > 0) set_out(start);
+      climb();
+      if (failed_) return false;
+      compete(start);
+    }
+    return true;
+  }
+
+  DTAG_BOTH void climb() {
+    step_ = best_step_ = 0;
+    best_q_ = minus_infinity();
+    do {
+      if (walks_) follow(step_ == 0);
+      evaluate();
+      if (step_ == 0) q_initial_ = combined_.q;
+      keep_better();
+    } while (step_ < job_.settings.steps && !failed_ && move());
+  }
+
+  DTAG_BOTH void keep_better() {
+    const float q = combined_.q;
+    if (!is_finite(q) || !(q > best_q_)) return;
+    best_q_ = q;
+    best_step_ = step_;
+    team_.lanes([&](Lane& lane, int) { lane.best = lane.action; });
+  }
+
+  // Take a step; false, and nothing changes, if the gradient or the next candidate is not finite.
+  DTAG_BOTH bool move() {
+    const Settings& settings = job_.settings;
+    const bool all_heads = *critic_.finite == 0;  // zero times what is not finite is not zero
+    team_.lanes([&](Lane& lane, int k) {
+      lane.gradient = 0.0f;
+      if (k >= critic_.action_dim) return;
+      for (int e = 0; e < critic_.heads; ++e) {
+        const float by = factor(combined_, e, value_of(e));
+        if (by != 0.0f || all_heads) lane.gradient += by * summed(e, 1 + k);
+      }
+    });
+    if (settings.gradient == Gradient::unit) {
+      const float length =
+          sqrtf(team_.sum_lanes([](const Lane& lane) { return lane.gradient * lane.gradient; }));
+      if (length != 0.0f) team_.lanes([&](Lane& lane, int) { lane.gradient /= length; });
+    }
+    const Rates rates(settings, step_ + 1);
+    team_.lanes([&](Lane& lane, int) {
+      lane.proposal = lane.action + update(settings.optimizer, rates, lane.gradient, lane.first,
+                                           lane.second);
+    });
+    if (settings.max_distance >= 0.0f) {
+      const float length = sqrtf(team_.sum_lanes([](const Lane& lane) {
+        return (lane.proposal - lane.initial) * (lane.proposal - lane.initial);
+      }));
+      if (!(length <= settings.max_distance)) {
+        const float shrink = settings.max_distance / length;
+        team_.lanes([&](Lane& lane, int) {
+          lane.proposal = lane.initial + (lane.proposal - lane.initial) * shrink;
+        });
+      }
+    }
+    team_.lanes([&](Lane& lane, int k) {
+      if (k < critic_.action_dim) lane.proposal = into_box(settings, k, lane.proposal);
+    });
+    const bool finite = team_.all_lanes([](const Lane& lane) {
+      return is_finite(lane.gradient) && is_finite(lane.proposal);
+    });
+    if (!finite) {
+      failed_ = walks_;
+      return false;
+    }
+    team_.lanes([](Lane& lane, int) { lane.action = lane.proposal; });
+    ++step_;
+    return true;
+  }
+
+  // The starting points compete for the row's place in the result: the highest finite Q wins, the
+  // first one on a tie.
+  DTAG_BOTH void compete(int start) {
+    const bool never_finite = best_q_ == minus_infinity();
+    const bool best = job_.settings.select == Select::best;
+    const float q = never_finite ? q_initial_ : best ? best_q_ : combined_.q;
+    if (start == 0 || or_minus_infinity(q_initial_) > or_minus_infinity(highest_initial_))
+      highest_initial_ = q_initial_;
+    if (start > 0 && !(or_minus_infinity(q) > or_minus_infinity(chosen_q_))) return;
+    chosen_q_ = q;
+    const int step = never_finite ? 0 : best ? best_step_ : step_;
+    team_.lanes([&](Lane& lane, int) {
+      lane.proposal = never_finite ? lane.initial : best ? lane.best : lane.action;
+    });
+    const float distance = sqrtf(team_.sum_lanes([](const Lane& lane) {
+      return (lane.proposal - lane.initial) * (lane.proposal - lane.initial);
+    }));
+    const Result& result = job_.result;
+    team_.once([&](const Lane& lane, int k) {
+      if (k < critic_.action_dim) result.actions[row_ * critic_.action_dim + k] = lane.proposal;
+      if (k > 0) return;
+      result.q[row_] = q;
+      result.best_step[row_] = step;
+      result.start[row_] = start;
+      result.distance[row_] = distance;
+    });
+  }
+
+  DTAG_BOTH void write_counts() {
+    const Result& result = job_.result;
+    team_.once([&](const Lane&, int k) {
+      if (k > 0) return;
+      result.q_initial[row_] = highest_initial_;
+      result.flips[row_] = flips_;
+      result.dense_steps[row_] = full_steps_;
+    });
+  }
+
+  bool taken_ = false;
+  bool walks_ = false;   // or the full network takes every step
+  bool failed_ = false;  // a number was not finite: what the walk found is not to be used
+  bool full_ = false;    // the full network takes this step
+  bool placed_ = false;  // there are regions
+  bool built_ = false;   // the first map was built with other rows'
+  int corrections_ = 0;  // since the regions were placed
+  float build_cost_ = 0.0f, patience_ = 0.0f, lost_ = 0.0f;
+  int flips_ = 0, full_steps_ = 0;
+  Combined combined_;    // at the action
+  int step_ = 0, best_step_ = 0;
+  float best_q_ = 0.0f, q_initial_ = 0.0f;
+  float chosen_q_ = 0.0f, highest_initial_ = 0.0f;  // of the starting points so far
+};
+
+}  // namespace dtag::cuda

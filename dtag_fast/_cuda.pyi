@@ -1,0 +1,75 @@
+"""The CUDA extension, csrc/cuda/bindings.cpp. refinement/cuda.py checks addresses."""
+
+from collections.abc import Mapping, Sequence
+
+class PackedCritic:
+    """The sizes of a critic with one or two hidden layers, and where its packed weights lie.
+
+    The names and shapes of the addresses are those of PackedCritic in csrc/cuda/job.h. ReLU has the
+    negative slope 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        heads: int,
+        hidden: Sequence[int],
+        negative_slope: float,
+        bf16: bool,
+        addresses: Mapping[str, int],
+    ) -> None: ...
+
+class Options:
+    """The options of a refinement; low and high hold A numbers, or none without bounds."""
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        step_size: float,
+        optimizer: str,
+        low: Sequence[float],
+        high: Sequence[float],
+        ensemble: str,
+        lcb_k: float,
+        select: str,
+        max_distance: float | None,
+        gradient: str,
+    ) -> None: ...
+
+def layout(action_dim: int, heads: int, hidden: Sequence[int]) -> tuple[int, int, int]:
+    """The action dimensions of the kernel for these sizes, how long its rows of weights for the
+    action are, and the padded width of a hidden layer; ValueError where there is no kernel.
+    """
+
+def why_not(device: int) -> str | None:
+    """Why the CUDA device of that index cannot run the kernels, or None."""
+
+def prepare(critic: PackedCritic, device: int) -> None:
+    """Load the critic's kernels onto the device; RuntimeError with CUDA's words."""
+
+def refine(
+    critic: PackedCritic,
+    options: Options,
+    dense: bool,
+    rows: int,
+    starts: int,
+    observations: int,
+    actions: int,
+    result: int,
+    floats: int,
+    indices: int,
+    device: int,
+    stream: int,
+    together: int = 0,
+) -> None:
+    """Enqueue the refinement of actions [rows, starts, A] to result [rows, A] on the stream.
+
+    floats [3, rows] gets q, q_initial and distance; indices [4, rows] best_step, start, flips and
+    dense_steps. `dense` is to walk no regions. RuntimeError with CUDA's words where it fails.
+    """
+
+architectures: str
+"""The compute capabilities it was built for, separated by ", "."""

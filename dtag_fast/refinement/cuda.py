@@ -1,0 +1,257 @@
+"""Backend "cuda": packs a `Critic` for the CUDA kernel of csrc/cuda/ and launches it, docs/gpu.md.
+
+Takes a `dtag_fast.models.critic.Critic` in float32 on a CUDA device with one or two hidden layers
+of ReLU or LeakyReLU, and every option of the contract. A refinement is one launch on PyTorch's
+current stream; nothing in it allocates, waits, or comes back to the host, so that a CUDA graph can
+hold it together with a policy's forward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dtag_fast.models.critic import Critic
+from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
+from dtag_fast.refinement.options import RefineInfo, RefineOptions
+
+if TYPE_CHECKING:
+    from dtag_fast import _cuda
+
+DEVICE = "cuda"  # where weights and arrays have to be
+
+
+def unavailable_reason() -> str | None:
+    """Why the kernel cannot run on this machine, or None."""
+    try:
+        module = _load()
+    except ModuleNotFoundError:
+        return (
+            "the CUDA extension was not built; with nvcc, `pip install -Ccmake.define.DTAG_CUDA=ON "
+            ".` builds it"
+        )
+    except ImportError as error:
+        return f"the CUDA extension does not load: {error}"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    reason: str | None = module.why_not(torch.cuda.current_device())
+    return reason
+
+
+def unsupported_reason(
+    critic: nn.Module, options: RefineOptions | None = None, execution: Execution = DEFAULT
+) -> str | None:
+    """Why it cannot refine with this critic in this way, or None. It takes all options."""
+    del options
+    if not isinstance(critic, Critic):
+        return f"it takes a dtag_fast.Critic, got {type(critic).__name__}"
+    if type(critic).forward is not Critic.forward:
+        return f"it takes a dtag_fast.Critic, and {type(critic).__name__} has a forward of its own"
+    if type(critic.normalizer) is not Normalizer:
+        return f"it takes a critic with a Normalizer, got {type(critic.normalizer).__name__}"
+    if critic.activation not in ("relu", "leaky_relu"):
+        return f"it takes ReLU and LeakyReLU, got {critic.activation}"
+    if critic.layer_norm:
+        return "it takes critics without LayerNorm"
+    if len(critic.hidden) not in (1, 2):
+        return f"it takes one or two hidden layers, got {len(critic.hidden)}"
+    tensors = {**dict(critic.named_parameters()), **dict(critic.named_buffers())}
+    for name, tensor in tensors.items():
+        if tensor.device.type != DEVICE or tensor.dtype != torch.float32:
+            return (
+                f"it takes float32 weights on a CUDA device, and the critic's {name} is "
+                f"{tensor.dtype} on {tensor.device}"
+            )
+    devices = {str(tensor.device) for tensor in tensors.values()}
+    if len(devices) > 1:
+        return f"it takes a critic on one device, got {', '.join(sorted(devices))}"
+    if execution.threads is not None:
+        return f"threads are the cpu backend's, got threads={execution.threads}"
+    try:
+        _load().layout(critic.action_dim, critic.heads, critic.hidden)
+    except ValueError as error:
+        return (
+            f"{error}; the critic has {critic.heads} heads, {critic.action_dim} action dimensions "
+            f"and hidden layers of {', '.join(map(str, critic.hidden))}"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A critic in the kernel's layouts.
+
+    Attributes:
+        native: the sizes and addresses.
+        tensors: what lies at the addresses.
+        observation_dim: S.
+        action_dim: A.
+        device: of the tensors.
+    """
+
+    native: _cuda.PackedCritic
+    tensors: dict[str, Tensor]
+    observation_dim: int
+    action_dim: int
+    device: torch.device
+
+
+@torch.no_grad()
+def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
+    """A copy of the weights in the kernel's layouts, made on their device without waiting for it.
+
+    With "bf16" the weights between hidden layers are rounded to bfloat16. What lies beyond the
+    units of a layer is zero: P, the padded width, is a multiple of what the threads of a warp hold.
+    The normaliser stays apart from the first layer, whose digits it would cost.
+    """
+    assert isinstance(critic, Critic)
+    module = _load()
+    actions, stride, width = module.layout(critic.action_dim, critic.heads, critic.hidden)
+    weights = [weight.detach() for weight in critic.weights]
+    biases = [bias.detach() for bias in critic.biases]
+    size = critic.observation_dim
+    of_action = weights[0][:, :, size:]  # [E, H_1, A]
+    tensors = {
+        "mean": critic.normalizer.mean.detach().clone(),
+        "std": critic.normalizer.std.detach().clone(),
+        "observation_weights": _padded(weights[0][:, :, :size].mT, size, width),
+        "action_weights": _padded(of_action.mT, actions, width),
+        "action_rows": _padded(of_action, width, stride),
+        "first_bias": _padded(biases[0], width),
+        "output": _padded(weights[-1].squeeze(1), width),
+        "output_bias": biases[-1].squeeze(1).clone(),
+    }
+    if len(critic.hidden) == 2:
+        between = weights[1].to(torch.bfloat16) if precision == "bf16" else weights[1]
+        weights[1] = between
+        tensors["weight"] = _padded(between, critic.hidden[1], width)
+        tensors["transposed"] = _padded(between.mT, width, width)
+        tensors["second_bias"] = _padded(biases[1], width)
+    finite = torch.stack([tensor.isfinite().all() for tensor in (*weights, *biases)]).all()
+    tensors["finite"] = finite.to(torch.int32).reshape(1)
+    device = weights[0].device
+    native = module.PackedCritic(
+        observation_dim=size,
+        action_dim=critic.action_dim,
+        heads=critic.heads,
+        hidden=critic.hidden,
+        negative_slope=critic.negative_slope if critic.activation == "leaky_relu" else 0.0,
+        bf16=precision == "bf16",
+        addresses={name: tensor.data_ptr() for name, tensor in tensors.items()},
+    )
+    if device.type == "cuda":
+        module.prepare(native, device.index)
+    return Packed(native, tensors, size, critic.action_dim, device)
+
+
+def run(
+    critic: Packed,
+    observations: Tensor,
+    actions: Tensor,
+    options: RefineOptions,
+    execution: Execution = DEFAULT,
+    *,
+    together: int = 0,
+) -> tuple[Tensor, RefineInfo]:
+    """Refine observations [B, S] and actions [B, N, A], float32 and contiguous, to [B, A].
+
+    `together` is how many rows a block takes at a time, 1 or 4; 0 leaves it to the batch's size.
+    """
+    batch, starts, action_dim = actions.shape
+    given = (
+        _address("observations", observations, (batch, critic.observation_dim), critic.device),
+        _address("actions", actions, (batch, max(starts, 1), critic.action_dim), critic.device),
+    )
+    result = torch.empty((batch, action_dim), dtype=torch.float32, device=critic.device)
+    floats = torch.empty((3, batch), dtype=torch.float32, device=critic.device)
+    indices = torch.empty((4, batch), dtype=torch.int64, device=critic.device)
+    dense = execution.algorithm == "dense"
+    on_device = critic.device.type == "cuda"
+    stream = torch.cuda.current_stream(critic.device).cuda_stream if on_device else 0
+    _load().refine(
+        critic.native,
+        native_options(options, action_dim),
+        dense,
+        batch,
+        starts,
+        *given,
+        result.data_ptr(),
+        floats.data_ptr(),
+        indices.data_ptr(),
+        critic.device.index or 0,
+        stream,
+        together,
+    )
+    return result, RefineInfo(
+        q=floats[0],
+        q_initial=floats[1],
+        best_step=indices[0],
+        start=indices[1],
+        distance=floats[2],
+        algorithm="dense" if dense else "walk",
+        flips=indices[2],
+        dense_steps=indices[3],
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def native_options(options: RefineOptions, action_dim: int) -> _cuda.Options:
+    """The options as the module takes them, with one bound a dimension."""
+
+    def per_dimension(bound: tuple[float, ...]) -> tuple[float, ...]:
+        return bound * action_dim if len(bound) == 1 else bound
+
+    native: _cuda.Options = _load().Options(
+        steps=options.steps,
+        step_size=options.step_size,
+        optimizer=options.optimizer,
+        low=per_dimension(options.low),
+        high=per_dimension(options.high),
+        ensemble=options.ensemble,
+        lcb_k=options.lcb_k,
+        select=options.select,
+        max_distance=options.max_distance,
+        gradient=options.gradient,
+    )
+    return native
+
+
+@functools.cache
+def _load() -> ModuleType:
+    """The CUDA extension; only now, because most installations do without it."""
+    return importlib.import_module("dtag_fast._cuda")
+
+
+def _padded(tensor: Tensor, *sizes: int) -> Tensor:
+    """A contiguous copy, its last dimensions filled up to these sizes with zeros."""
+    padding: list[int] = []
+    for size, wanted in zip(reversed(tensor.shape), reversed(sizes), strict=False):
+        padding += [0, wanted - size]
+    return F.pad(tensor, padding).contiguous().clone()
+
+
+def _address(name: str, array: Tensor, shape: tuple[int, ...], device: torch.device) -> int:
+    """Where the array lies; ValueError unless it is as the kernel assumes."""
+    if (
+        array.shape != shape
+        or array.dtype != torch.float32
+        or array.device != device
+        or not array.is_contiguous()
+        or array.is_neg()
+    ):
+        raise ValueError(
+            f"{name}: expected a contiguous float32 tensor {list(shape)} on {device}, got "
+            f"{list(array.shape)} of {array.dtype} on {array.device}"
+        )
+    address = array.data_ptr()
+    if address == 0 and array.numel() > 0:
+        raise ValueError(f"{name}: expected a tensor with memory, got one that only stands for it")
+    return address

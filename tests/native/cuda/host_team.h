@@ -1,0 +1,172 @@
+// Teams and blocks of csrc/cuda as loops on the host: what a thread, a lane or a warp does at once is
+// done for one after the other, and waits are nothing.
+//
+// Threads take their turns in an order that changes from one turn to the next: forwards, backwards.
+// What a thread reads in a turn in which another writes it is then sometimes the old number and
+// sometimes the new one, and a wait that is missing is seen as a wrong result.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "job.h"
+#include "team.h"
+#include "walk.h"
+
+namespace dtag::cuda {
+
+// Counts turns, for all teams.
+struct Turns {
+  uint32_t count = 0;
+  template <typename F>
+  void take(int n, F f) {
+    const bool backwards = count++ % 2 != 0;
+    for (int i = 0; i < n; ++i) f(backwards ? n - 1 - i : i);
+  }
+};
+
+template <int actions>
+class HostTeam {
+ public:
+  static constexpr int units = units_per_thread(actions);
+  using Unit = Thread<actions, units>;
+
+  HostTeam(const PackedCritic& critic, float* shared, Turns* turns)
+      : threads_per_head_(critic.layout.threads_per_head),
+        heads_(critic.heads),
+        shared_(shared),
+        turns_(turns),
+        units_(static_cast<size_t>(heads_) * threads_per_head_) {
+    std::memset(units_.data(), 0xff, units_.size() * sizeof(Unit));  // NaN
+    std::memset(lanes_, 0xff, sizeof(lanes_));
+  }
+
+  float* shared() const { return shared_; }
+  void sync() const {}
+
+  template <typename F>
+  void each(F f) {
+    turns_->take(count(), [&](int i) { f(units_[i], i / threads_per_head_, i % threads_per_head_); });
+  }
+
+  template <typename F>
+  void vote(uint32_t* words, int words_per_head, F f) const {
+    turns_->take(count() / warp_size, [&](int warp) {
+      const int first = warp * warp_size, e = first / threads_per_head_;
+      for (int u = 0; u < units; ++u) {
+        uint32_t word = 0;
+        for (int lane = 0; lane < warp_size; ++lane) {
+          const int t = first % threads_per_head_ + lane;
+          word |= static_cast<uint32_t>(f(units_[first + lane], e, t, u)) << lane;
+        }
+        words[e * words_per_head + first % threads_per_head_ / warp_size * units + u] = word;
+      }
+    });
+  }
+
+  template <typename F>
+  void reduce(float* sums, int warps_per_head, F f) const {
+    turns_->take(count() / warp_size, [&](int warp) {
+      const int first = warp * warp_size, e = first / threads_per_head_;
+      float values[warp_size][1 + actions];
+      for (int lane = 0; lane < warp_size; ++lane)
+        f(units_[first + lane], e, first % threads_per_head_ + lane, values[lane]);
+      float* const to =
+          sums + (e * warps_per_head + first % threads_per_head_ / warp_size) * (1 + actions);
+      for (int i = 0; i <= actions; ++i)
+        to[i] = tree_sum([&](int lane) { return values[lane][i]; });
+    });
+  }
+
+  template <typename F>
+  void lanes(F f) {
+    turns_->take(warp_size, [&](int lane) { f(lanes_[lane], lane); });
+  }
+  template <typename F>
+  float sum_lanes(F f) const {
+    return tree_sum([&](int lane) { return f(lanes_[lane]); });
+  }
+  template <typename F>
+  bool all_lanes(F f) const {
+    bool all = true;
+    for (const Lane& lane : lanes_) all = f(lane) && all;
+    return all;
+  }
+  template <typename F>
+  float pick(int index, F f) const {
+    return f(lanes_[index]);
+  }
+  template <typename F>
+  int count_bits(int words, F f) const {
+    int bits = 0;
+    for (int i = 0; i < words; ++i) bits += __builtin_popcount(f(i));
+    return bits;
+  }
+  template <typename F>
+  void once(F f) const {
+    turns_->take(warp_size, [&](int lane) { f(lanes_[lane], lane); });
+  }
+
+ private:
+  int count() const { return heads_ * threads_per_head_; }
+
+  // In the order of the device's exchanges between lanes.
+  template <typename F>
+  static float tree_sum(F f) {
+    float x[warp_size];
+    for (int lane = 0; lane < warp_size; ++lane) x[lane] = f(lane);
+    for (int offset = warp_size / 2; offset > 0; offset /= 2)
+      for (int lane = 0; lane < offset; ++lane) x[lane] += x[lane + offset];
+    return x[0];
+  }
+
+  int threads_per_head_, heads_;
+  float* shared_;
+  Turns* turns_;
+  std::vector<Unit> units_;
+  Lane lanes_[warp_size];
+};
+
+template <int actions, int together, typename Weight>
+class HostBlock {
+ public:
+  using Team = HostTeam<actions>;
+
+  HostBlock(const Job& job, int64_t index, int64_t count, uint32_t turn)
+      : index_(index),
+        count_(count),
+        at_(job.critic),
+        threads_(job.critic.heads * job.critic.layout.threads_per_head * together),
+        turns_{turn},
+        memory_(together * at_.floats + handover_floats(job.critic, together),
+                std::numeric_limits<float>::quiet_NaN()) {
+    for (int r = 0; r < together; ++r) walks_.emplace_back(Team(job.critic, shared(r), &turns_), job);
+  }
+
+  int64_t index() const { return index_; }
+  int64_t count() const { return count_; }
+  float* shared(int r) { return memory_.data() + r * at_.floats; }
+  float* handover() { return memory_.data() + together * at_.floats; }
+  void sync() const {}
+
+  template <typename F>
+  void teams(F f) {
+    turns_.take(together, [&](int r) { f(walks_[r], r); });
+  }
+  template <typename F>
+  void threads(F f) {
+    turns_.take(threads_, f);
+  }
+
+ private:
+  int64_t index_, count_;
+  const SharedLayout at_;
+  int threads_;
+  Turns turns_;
+  std::vector<float> memory_;
+  std::vector<Walk<actions, Weight, Team>> walks_;
+};
+
+}  // namespace dtag::cuda

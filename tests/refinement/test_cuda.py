@@ -1,0 +1,234 @@
+"""The cuda backend without a GPU: parity of its kernel's emulation, packing, and what it refuses.
+
+The contract's own tests have it too, conftest.py; test_cuda_gpu.py has it on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dtag_fast import Critic, Refiner, refine
+from dtag_fast.refinement import RefineInfo, RefineOptions, cuda
+from dtag_fast.refinement.execution import Execution
+from dtag_fast.refinement.parity import Standard, random_batch, random_critic
+from tests.refinement.emulation import emulated, emulation
+
+PLAIN = Refiner(random_critic(), backend="reference", step_size=0.3).options
+
+
+@pytest.fixture
+def emulator() -> Iterator[None]:
+    """The backend runs on the emulation."""
+    with emulated():
+        yield
+
+
+def run(
+    critic: Critic, batch: tuple[Tensor, Tensor], options: RefineOptions, **how: Any
+) -> tuple[Tensor, RefineInfo]:
+    """By `cuda.run`; `how` may hold `together`, `precision` and `algorithm`."""
+    execution = Execution(algorithm=how.pop("algorithm", "auto"))
+    packed = cuda.pack(critic, how.pop("precision", "fp32"))
+    observations, actions = batch
+    if actions.ndim == 2:
+        actions = actions.unsqueeze(1)
+    return cuda.run(packed, observations, actions, options, execution, **how)
+
+
+def same(ours: tuple[Tensor, RefineInfo], theirs: tuple[Tensor, RefineInfo]) -> bool:
+    """Bit for bit."""
+    return torch.equal(ours[0], theirs[0]) and all(
+        value == other if isinstance(value, str) else torch.equal(value, other)
+        for value, other in zip(vars(ours[1]).values(), vars(theirs[1]).values(), strict=True)
+    )
+
+
+# Parity
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("hidden", [(1, 1), (7, 64), (64,), (100, 256), (256, 100), (256, 256)])
+@pytest.mark.parametrize(("action_dim", "heads"), [(1, 5), (2, 2), (3, 1), (6, 2), (17, 2)])
+def test_parity_of_shapes(hidden: tuple[int, ...], action_dim: int, heads: int) -> None:
+    critic = random_critic(hidden=hidden, action_dim=action_dim, heads=heads, observation_dim=11)
+    if cuda.unsupported_reason(critic) is not None:
+        pytest.fail(str(cuda.unsupported_reason(critic)))
+    batch = random_batch(critic, 6)
+    for steps in (0, 1, 10):
+        options = Refiner(critic, backend="reference", steps=steps, step_size=0.1).options
+        standard = Standard(critic, *batch, options)
+        results = []
+        for algorithm in ("auto", "dense"):
+            for together in (1, 4):
+                result = run(critic, batch, options, algorithm=algorithm, together=together)
+                results.append(result)
+                parity = standard.measure(result[0])
+                assert parity.holds, (steps, algorithm, together, parity)
+        assert same(results[0], results[1])
+        assert same(results[2], results[3])
+        assert results[0][1].algorithm == "walk"
+        assert results[2][1].algorithm == "dense"
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
+def test_parity_of_long_walks(optimizer: str, ensemble: str) -> None:
+    critic = random_critic(
+        heads=3, hidden=(40, 30), activation="leaky_relu", negative_slope=0.2, action_dim=4
+    )
+    batch = random_batch(critic, 9, 3)
+    for extra in (
+        {"select": "last", "max_distance": 0.3},
+        {"gradient": "unit", "bounds": None},
+        {"bounds": ([-1, -0.5, 0.0, -1], [1, 0.5, 0.25, 1])},
+    ):
+        arguments: dict[str, Any] = {"optimizer": optimizer, "ensemble": ensemble, "steps": 25}
+        options = Refiner(critic, backend="reference", step_size=0.03, **arguments | extra).options
+        standard = Standard(critic, *batch, options)
+        for together in (1, 4):
+            parity = standard.measure(run(critic, batch, options, together=together)[0])
+            assert parity.holds, (extra, together, parity)
+
+
+def wild(action_dim: int, hidden: tuple[int, int], **words: Any) -> tuple[Tensor, RefineInfo]:
+    """A walk in steps across many regions, held against the reference."""
+    critic = random_critic(hidden=hidden, action_dim=action_dim, observation_dim=17)
+    batch = random_batch(critic, 6)
+    options = Refiner(critic, backend="reference", gradient="unit", **words).options
+    result, info = run(critic, batch, options)
+    parity = Standard(critic, *batch, options).measure(result)
+    assert parity.holds, parity
+    return result, info
+
+
+@pytest.mark.usefixtures("emulator")
+def test_wild_paths_give_way_to_the_full_network() -> None:
+    # Of 32 action dimensions: a correction costs four times what a row of the full network does.
+    _, info = wild(32, (100, 10), step_size=4.0, steps=40, optimizer="adam", bounds=(-9.0, 9.0))
+    assert (info.dense_steps > 0).any()
+    assert (info.dense_steps < 40).all()
+
+
+@pytest.mark.usefixtures("emulator")
+def test_many_corrections_are_followed_by_a_rebuild() -> None:
+    _, info = wild(2, (32, 32), step_size=0.5, steps=200, select="last")
+    assert (info.flips > 2 * 64).any()
+    # More at once than the region has active units.
+    wild(6, (64, 64), step_size=30.0, steps=20, bounds=None)
+
+
+@pytest.mark.usefixtures("emulator")
+def test_bf16_is_the_critic_with_rounded_weights() -> None:
+    critic = random_critic(hidden=(64, 50), action_dim=6)
+    rounded = random_critic(hidden=(64, 50), action_dim=6)
+    with torch.no_grad():
+        rounded.weights[1].copy_(rounded.weights[1].to(torch.bfloat16))
+    batch = random_batch(critic, 6)
+    for algorithm in ("auto", "dense"):
+        for together in (1, 4):
+            how: dict[str, Any] = {"together": together, "algorithm": algorithm}
+            ours = run(critic, batch, PLAIN, precision="bf16", **how)
+            assert same(ours, run(rounded, batch, PLAIN, **how))
+            assert not torch.equal(ours[0], run(critic, batch, PLAIN, **how)[0])
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
+def test_a_critic_with_weights_that_are_not_finite(bad: float, ensemble: str) -> None:
+    # Zeros meet those weights: dead units, and a zero in the observation.
+    for layer, index in ((0, (1, 2, 0)), (0, (1, 2, 5)), (1, (0, 3, 3)), (2, (1, 0, 1))):
+        critic = random_critic(4)
+        with torch.no_grad():
+            critic.weights[layer][index] = bad
+        observations, actions = random_batch(critic, 9)
+        observations[::2, 0] = 0.0
+        for select in ("best", "last"):
+            words: dict[str, Any] = {"ensemble": ensemble, "select": select, "return_info": True}
+            expected, info = refine(critic, observations, actions, backend="reference", **words)
+            result, ours = refine(critic, observations, actions, backend="cuda", **words)
+            torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+            assert torch.equal(ours.best_step, info.best_step)
+            assert torch.equal(ours.q.isfinite(), info.q.isfinite())
+
+
+@pytest.mark.usefixtures("emulator")
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    for hidden in ((40, 20), (30,)):
+        critic = random_critic(hidden=hidden)
+        observations, actions = random_batch(critic, 19, 2)
+        observations[3, 1] = float("nan")
+        for together in (1, 4):
+            whole, info = run(critic, (observations, actions), PLAIN, together=together)
+            for row in range(19):
+                own = slice(row, row + 1)
+                alone, its = run(critic, (observations[own], actions[own].contiguous()), PLAIN)
+                assert torch.equal(alone, whole[own])
+                assert its.flips == info.flips[own]
+        assert hidden == (30,) or info.flips.any()
+
+
+# What it refuses
+
+
+def test_it_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise ModuleNotFoundError("No module named 'dtag_fast._cuda'", name="dtag_fast._cuda")
+
+    monkeypatch.setattr(cuda, "_load", missing)
+    assert cuda.unavailable_reason() == (
+        "the CUDA extension was not built; with nvcc, `pip install -Ccmake.define.DTAG_CUDA=ON .` "
+        "builds it"
+    )
+    monkeypatch.setattr(cuda, "_load", emulation)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cuda.unavailable_reason() == "torch sees no CUDA device"
+
+
+@pytest.mark.usefixtures("emulator")
+def test_it_says_what_it_does_not_take() -> None:
+    def reason(**arguments: Any) -> str:
+        return str(cuda.unsupported_reason(random_critic(**arguments)))
+
+    assert reason() == "None"
+    assert "got Linear" in str(cuda.unsupported_reason(nn.Linear(2, 2)))
+    assert reason(activation="tanh") == "it takes ReLU and LeakyReLU, got tanh"
+    assert reason(layer_norm=True) == "it takes critics without LayerNorm"
+    assert reason(hidden=()) == "it takes one or two hidden layers, got 0"
+    assert reason(hidden=(4, 4, 4)) == "it takes one or two hidden layers, got 3"
+    assert reason(action_dim=33).startswith("it takes up to 32 action dimensions; the critic has 2")
+    assert "heads times hidden units" in reason(hidden=(2048, 2048))
+    assert "torch.float64 on cpu" in str(cuda.unsupported_reason(random_critic().double()))
+    threads = Execution(threads=2)
+    assert "got threads=2" in str(cuda.unsupported_reason(random_critic(), execution=threads))
+
+
+def test_it_takes_critics_on_the_gpu_only() -> None:
+    assert "weights.0 is torch.float32 on cpu" in str(cuda.unsupported_reason(random_critic()))
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(
+    ("observations", "actions", "message"),
+    [
+        (torch.zeros(3, 4), torch.zeros(3, 1, 3), r"observations: .*\[3, 5\] .* got \[3, 4\]"),
+        (torch.zeros(3, 5), torch.zeros(3, 1, 2), r"actions: .*\[3, 1, 3\] .* got \[3, 1, 2\]"),
+        (torch.zeros(3, 5), torch.zeros(3, 0, 3), r"actions: .*\[3, 1, 3\] .* got \[3, 0, 3\]"),
+        (torch.zeros(3, 5).double(), torch.zeros(3, 1, 3), "observations: .* torch.float64"),
+        (torch.zeros(3, 5), torch.zeros(3, 1, 3, device="meta"), "actions: .* on meta"),
+        (torch.zeros(5, 3).T, torch.zeros(3, 1, 3), "observations: expected a contiguous"),
+        (torch.zeros(3, 5), torch._efficientzerotensor((3, 1, 3)), "actions: .* with memory"),
+    ],
+)
+def test_arrays_are_checked_before_their_addresses_are_passed(
+    observations: Tensor, actions: Tensor, message: str
+) -> None:
+    packed = cuda.pack(random_critic())
+    with pytest.raises(ValueError, match=message):
+        cuda.run(packed, observations, actions, PLAIN)

@@ -30,7 +30,8 @@ class TrainPolicy:
 
     --preset KIND-ENV sets the published values, e.g. reinformer-hopper, dt-halfcheetah-medium,
     bc-walker2d (behaviour cloning) or iql-maze2d-umaze (the policy of IQL, after its critic, which
-    --critic names); every option below overrides one of them.
+    --critic names); every option below overrides one of them. --critic and --q-weight put the
+    critic's gradient into the loss of any of them: training-time policy gradient, as QT.
     """
 
     data: str

@@ -90,7 +90,11 @@ class PolicyConfig(TrainingConfig):
     """Squared error of the action, or its negative log-likelihood under a Normal (mlp)."""
 
     critic: str | None = None
-    """Folder of a critic's run, or one checkpoint, that the loss uses as advantage_weight says."""
+    """Folder of a critic's run, or one checkpoint; the loss uses it as the next two say."""
+
+    q_weight: float = 0.0
+    """Eta of QT: weight of -Q of the model's actions in the loss, Q divided by its mean size. There
+    it is 0.001 to 5 by dataset, and the critic is trained meanwhile."""
 
     advantage_weight: float = 0.0
     """Beta: actions weigh exp(beta (Q - V)), at most 100 (mlp); 0 for all alike."""
@@ -100,7 +104,7 @@ class PolicyConfig(TrainingConfig):
         check_at_least(self, 0, "warmup_steps")
         check_interval(self, "weight_decay", 0.0, math.inf)
         check_positive(self, "temperature", "temperature_learning_rate")
-        for name in ("gradient_clip", "advantage_weight"):
+        for name in ("gradient_clip", "q_weight", "advantage_weight"):
             check_interval(self, name, 0.0, math.inf)
         check_interval(self, "best_share", 0.0, 1.0, left_open=True)
         check_interval(self, "expectile", 0.0, 1.0, left_open=True, right_open=True)

@@ -22,15 +22,15 @@ LARGEST_WEIGHT = 100.0  # of ikostrikov/implicit_q_learning (actor.py)
 
 
 class Guide(nn.Module):
-    """Q and, where the critic's method has it, V; neither changes.
+    """Q and, where it is asked for, V; neither changes.
 
     Its state goes into the policy's checkpoint. So a run resumes with the critic that it began
     with, although the critic may have been trained on since.
 
     Args:
         critic: the trained critic.
-        value: V of the same training: `ValueFunction`, or the critic of an ensemble's; None for
-            methods without.
+        value: V of the same training, for advantages: `ValueFunction`, or the critic of an
+            ensemble's.
     """
 
     def __init__(self, critic: Critic, value: ValueFunction | Critic | None) -> None:
@@ -38,6 +38,21 @@ class Guide(nn.Module):
         self.critic = critic
         self.value = value
         self.requires_grad_(False).eval()
+
+    def q_loss(self, observations: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+        """-Q of a policy's actions [B, K, A], mean over the steps where the mask [B, K] is True.
+
+        In units of Q's mean size, which gets no gradient: each head's mean is divided by the size
+        of the next head, and the heads' mean is taken. QT (Hu et al. 2024, charleshsc/QT,
+        training/ql_trainer.py) does so with one of its two heads, drawn at random.
+        """
+        q = self.critic(observations.flatten(0, 1), actions.flatten(0, 1)).float()  # [E, B K]
+        real, count = mask.flatten(), mask.sum()
+        means = torch.where(real, q, 0.0).sum(dim=1) / count
+        sizes = torch.where(real, q.detach().abs(), 0.0).sum(dim=1) / count
+        # Q may be 0 everywhere, as it is at the start of a problem without rewards.
+        sizes = sizes.clamp(min=torch.finfo(torch.float32).tiny)
+        return -(means / sizes.roll(-1)).mean()
 
     def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q(s, a) - V(s) [N] of observations [N, S] and actions [N, A], raw.
@@ -67,14 +82,15 @@ def load_guide(config: PolicyConfig, model: SequenceModel, device: torch.device)
             f"advantage_weight: expected 0 for a model of kind {config.model.kind}, as only mlp "
             f"weighs actions; got {config.advantage_weight}"
         )
+    used = {name: getattr(config, name) for name in ("q_weight", "advantage_weight")}
+    used = {name: weight for name, weight in used.items() if weight > 0}
     if config.critic is None:
-        if config.advantage_weight > 0:
+        for name, weight in used.items():
             raise ValueError(
-                f"critic: needed, the folder of a critic's run, as "
-                f"advantage_weight={config.advantage_weight}"
+                f"critic: needed, the folder of a critic's run, as {name}={weight}; got None"
             )
         return None
-    if config.advantage_weight == 0:
+    if not used:
         raise ValueError(
             f"critic: expected None, as nothing in the loss uses it; got {config.critic!r}"
         )
@@ -84,7 +100,9 @@ def load_guide(config: PolicyConfig, model: SequenceModel, device: torch.device)
         own, expected = getattr(critic, name), getattr(model, name)
         if own != expected:
             raise ValueError(f"critic: {source} has {name}={own}, the data has {expected}")
-    value = _load_value(source, state, "advantage_weight")
+    value = None
+    if config.advantage_weight > 0:
+        value = _load_value(source, state, "advantage_weight")
     return Guide(critic, value).to(device)
 
 

@@ -194,6 +194,8 @@ class PolicyLearner(Learner):
         self.guide = load_guide(config, self.model, device)
         if config.advantage_weight > 0:
             self.terms = (*self.terms, "weight")
+        if config.q_weight > 0:
+            self.terms = (*self.terms, "critic_loss")
         losses = {
             "reinformer": self._reinformer_losses,
             "dt": self._dt_losses,
@@ -244,7 +246,7 @@ class PolicyLearner(Learner):
         loss = action_mse(
             self.model.unit_actions(output.actions), self.model.unit_actions(actions), drawn
         )
-        return loss.unsqueeze(0)
+        return self._with_critic(loss.unsqueeze(0), observations, output.actions, drawn)
 
     def _reinformer_losses(
         self,
@@ -274,7 +276,8 @@ class PolicyLearner(Learner):
         entropy = normal_entropy(output.log_std)
         temperature = self.log_temperature.detach().exp()
         loss = return_loss + nll - temperature * entropy
-        return torch.stack((loss, return_loss, nll, entropy, temperature))
+        losses = torch.stack((loss, return_loss, nll, entropy, temperature))
+        return self._with_critic(losses, observations, output.actions, drawn)
 
     def _mlp_losses(
         self,
@@ -299,9 +302,20 @@ class PolicyLearner(Learner):
             loss = action_nll(predicted, output.log_std, targets, drawn, weights)
         else:
             loss = action_mse(predicted, targets, drawn, weights)
-        if weights is None:
-            return loss.unsqueeze(0)
-        return torch.stack((loss, weights.mean()))
+        losses = torch.stack((loss,) if weights is None else (loss, weights.mean()))
+        return self._with_critic(losses, observations, output.actions, drawn)
+
+    def _with_critic(
+        self, losses: Tensor, observations: Tensor, predicted: Tensor, drawn: Tensor
+    ) -> Tensor:
+        """The losses with a term that climbs the critic, in the first and by itself at the end."""
+        if self.config.q_weight == 0:
+            return losses
+        assert self.guide is not None, "load_guide has let a missing critic through"
+        with self._precision():
+            critic_loss = self.guide.q_loss(observations, predicted, drawn).unsqueeze(0)
+        loss = losses[:1] + self.config.q_weight * critic_loss
+        return torch.cat((loss, losses[1:], critic_loss))
 
     def _update_temperature(self, entropy: Tensor) -> None:
         """The temperature falls while the entropy is above its target, and rises below it."""

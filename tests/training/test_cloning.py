@@ -264,7 +264,7 @@ def test_critics_that_do_not_fit(
         train_policy(data, config, tmp_path / "run")
 
     weighed = clone_config(advantage_weight=1.0)
-    with pytest.raises(ValueError, match=r"critic: needed, .*advantage_weight=1\.0"):
+    with pytest.raises(ValueError, match=r"critic: needed, .*advantage_weight=1\.0; got None"):
         start(weighed)
     with pytest.raises(ValueError, match="critic: expected None, as nothing in the loss uses it"):
         start(clone_config(critic=str(trained_critic)))

@@ -153,6 +153,7 @@ def test_unknown_presets_are_named() -> None:
         (PolicyConfig, "target_return", math.nan),
         (PolicyConfig, "best_share", 0.0),
         (PolicyConfig, "gradient_clip", -1.0),
+        (PolicyConfig, "q_weight", -0.1),
         (PolicyConfig, "advantage_weight", math.nan),
         (PolicyConfig, "action_loss", "mse"),
         (CriticConfig, "hidden", (256, 0)),

@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-EXTRAS := envs,collect,download,video,export,tensorboard,test,lint
+EXTRAS := envs,collect,download,video,export,ray,tensorboard,test,lint
 comma := ,
 SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt tools/build_backend.py \
 	$(shell find csrc dtag_fast -type f ! -name '*.so' ! -name '*.pyc')

@@ -70,8 +70,11 @@ class Study:
     """Folder of trained policies and critics, which studies may share; OUT/trainings unless given,
     and one for all with `all`."""
 
-    engine: Literal["local"] = "local"
-    """Processes on this machine."""
+    engine: Literal["local", "ray"] = "local"
+    """Processes on this machine, or a Ray cluster (extra `ray`). Rows do not differ."""
+
+    ray_address: str | None = None
+    """Of a cluster that is there, as ray.init takes it; otherwise one is started here."""
 
     workers: int | None = None
     """Processes at most, one thread each; as many as cores unless given. Never more than fit into
@@ -93,6 +96,8 @@ class Study:
         chosen = list(STUDIES.values()) if self.name == "all" else [study(self.name)]
         if self.name == "all" and self.data:
             raise ValueError("--data: studies run on data of different kinds; name one study")
+        if self.ray_address is not None and self.engine != "ray":
+            raise ValueError("--ray-address: only with --engine ray")
         # All are declared before the first one starts: a wrong dataset is told at once.
         declared = [(each, *self._declare(each)) for each in chosen]
         out = self.out or Path("runs") / "studies" / f"{self.name}-{self.budget}"
@@ -121,6 +126,10 @@ class Study:
         return size, data
 
     def _engine(self) -> Engine:
+        if self.engine == "ray":
+            from dtag_fast.studies.engine_ray import RayEngine
+
+            return RayEngine(self.ray_address, self.workers)
         from dtag_fast.studies.engine_local import LocalEngine
 
         workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers

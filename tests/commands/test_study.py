@@ -46,6 +46,8 @@ def test_the_list_has_every_study(capsys: pytest.CaptureFixture[str]) -> None:
         (["toy", "--size.seeds", "0"], "seeds: expected at least 1, got 0"),
         (["toy", "--workers", "0"], "workers: expected at least 1, got 0"),
         (["toy", "--data", "dtag/toy/none-v0"], "dtag/toy/none-v0: dtag data info"),
+        (["toy", "--ray-address", "auto"], "--ray-address: only with --engine ray"),
+        (["toy", "--size.methods", "dt", "gpt"], "size.methods: expected some of bc, dt"),
     ],
 )
 def test_what_is_wrong_is_told(

@@ -1,0 +1,149 @@
+"""Studies on Ray: a real cluster of two nodes on this machine, one of which is killed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtag_fast.studies import engine_ray
+from dtag_fast.studies.declare import Run
+from dtag_fast.studies.engine import Job, Outcome
+from dtag_fast.studies.engine_ray import RayEngine, pack, unpack
+from dtag_fast.studies.rows import ROWS_FILE
+from dtag_fast.studies.runner import run_study
+from tests.studies.conftest import toy_runs
+from tests.studies.test_runner import HereEngine, results
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.ray,
+    # Ray leaves sockets and files to the end of its processes.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
+
+
+@pytest.fixture(autouse=True)
+def own_datasets(datasets_folder: Path) -> None:
+    pass
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head that works not, and two nodes of one CPU."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    memory = 80 * 2**20
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": memory}
+    found = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        found.add_node(num_cpus=1, object_store_memory=memory)
+    found.wait_for_nodes()
+    yield found
+    found.shutdown()  # type: ignore[no-untyped-call]
+
+
+def slow(runs: list[Run]) -> list[Run]:
+    """The same with trainings that take a second and more."""
+    found = []
+    for run in runs:
+        policy = replace(run.policy, config=replace(run.policy.config, steps=100))
+        critic = run.critic and replace(run.critic, config=replace(run.critic.config, steps=300))
+        found.append(replace(run, policy=policy, critic=critic))
+    return found
+
+
+def test_a_lost_node_loses_no_row_and_changes_none(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    first, all_ = toy_runs(1), [*toy_runs(1), *slow(toy_runs(2)[2:])]
+    run_study(all_, HereEngine(), here, here / "trainings")
+    expected = results(here)
+
+    (_, doomed) = cluster.worker_nodes
+    engine = RayEngine(cluster.address)
+    killed: list[list[str]] = []
+
+    def kill_and_wait() -> list[tuple[Job, Outcome]]:
+        if not killed:
+            deadline = time.monotonic() + 60
+            while ray.available_resources().get("CPU", 0) > 0:  # type: ignore[no-untyped-call]
+                assert time.monotonic() < deadline, "not both nodes are at work"
+                time.sleep(0.05)
+            killed.append([job.key for job in engine._running.values()])
+            cluster.remove_node(doomed, allow_graceful=False)
+        return RayEngine.wait(engine)
+
+    try:
+        assert engine.free == 2
+        assert run_study(first, engine, there, there / "trainings").done == 2
+        monkeypatch.setattr(engine, "wait", kill_and_wait)
+        report = run_study(all_, engine, there, there / "trainings")
+        assert engine.free == 1
+        # A run that cannot be done is a failure, not a lost job.
+        folders = {t.key: there / "trainings" / t.key for t in first[0].trainings}
+        job = Job(replace(first[0], predictor="none"), folders)
+        engine.start(job)
+        ((ended, outcome),) = engine.wait()
+        assert ended is job
+        assert (outcome.error, outcome.lost) == ("KeyError: 'none'", False)
+    finally:
+        engine.close()
+    assert [len(running) for running in killed] == [2]  # one on each node
+    assert report.failures == {}
+    assert (report.done, report.retried) == (2, 1)
+    assert results(there) == expected
+    assert len((there / ROWS_FILE).read_text().splitlines()) == len(all_) == 4
+
+
+def test_files_travel_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
+    (folder / "checkpoints" / "step-1" / "model.safetensors").write_bytes(bytes(range(256)))
+    (folder / "last.json").write_text("{}")
+    (folder / ".writing").write_text("half")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "old").write_text("goes")
+    unpack(pack(folder), tmp_path / "b")
+    assert pack(tmp_path / "b") == pack(folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert sorted(pack(folder)) == ["checkpoints/step-1/model.safetensors", "last.json"]
+
+
+def test_a_node_may_write_to_its_copy_of_the_data() -> None:
+    from dtag_fast.studies import datasets
+    from tests.studies.conftest import TOY
+
+    datasets.prepare(TOY)
+    data = datasets.load(TOY)
+    lent = replace(data, rewards=data.rewards.copy())
+    lent.rewards.flags.writeable = False
+    own = engine_ray._writable(lent)
+    assert own.rewards.flags.writeable
+    assert own.fingerprint() == data.fingerprint()
+
+
+def test_without_ray_it_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(
+        ImportError, match=r"--engine ray needs Ray .*pip install 'dtag-fast\[ray\]'"
+    ):
+        RayEngine()
+    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
+        RayEngine(workers=0)

@@ -1,6 +1,7 @@
 # make demo     from nothing to a scored, refined policy and a report, in minutes on two cores
 # make test     the tests
 # make lint     ruff, format check, mypy
+# make study-smoke  every study of docs/studies.md at its smallest, in minutes
 # make bench    the benchmarks
 # make sanitize the native tests under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer
 # make fuzz     a minute (FUZZ_SECONDS) of clang's libFuzzer on the kernels
@@ -19,7 +20,7 @@ SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt tools/build_backend.p
 # Threads that wait for work sleep rather than spin: with a busy neighbour spinning costs tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint bench sanitize fuzz clean
+.PHONY: demo test lint study-smoke bench sanitize fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dtag demo --out report
@@ -31,6 +32,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+study-smoke: $(VENV)/.installed
+	rm -rf build/study-smoke
+	MINARI_DATASETS_PATH=$(abspath build/study-smoke/datasets) \
+		$(BIN)/dtag study all --budget smoke --out build/study-smoke
 
 bench: $(VENV)/.installed
 	$(BIN)/pytest benchmarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from dtag_fast.studies.catalog import STUDIES
-from dtag_fast.studies.declare import Budget, Run, Study
+from dtag_fast.studies.declare import BUDGETS, Budget, Run, Study
 from dtag_fast.studies.named.equal_time import equal_time
 from dtag_fast.studies.named.rules import rules
 from dtag_fast.studies.report import Estimate, Plot, Table, Text
@@ -98,6 +99,18 @@ def test_a_judge_is_of_another_seed_than_what_it_judges() -> None:
         if record.run.judge is not None:
             assert record.run.critic is not None
             assert record.run.judge.config.seed >= 1000 > record.run.critic.config.seed
+
+
+def test_the_document_lists_every_study_with_its_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\| (\d+), (\d+), (\d+) \|$", text, re.MULTILINE)
+    found = {name: tuple(map(int, counts)) for name, *counts in rows}
+    assert found == {
+        name: tuple(
+            len(set(study.runs(replace(study.sizes[b], budget=b), study.data[b]))) for b in BUDGETS
+        )
+        for name, study in STUDIES.items()
+    }
 
 
 # --- special tables ---

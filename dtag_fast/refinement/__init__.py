@@ -222,13 +222,14 @@ def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -
         max_distance: if given, candidates stay within this L2 distance of a^0.
         gradient: "raw", or "unit" to divide each row's gradient by its length; step_size is then
             the length of a plain step, whatever the scale of the rewards.
-        backend: "auto", "cpu" or "reference"; see `dtag_fast.refinement.BACKENDS`. The three words
-            that follow are of the cpu backend alone.
+        backend: "auto", or a name in `dtag_fast.refinement.BACKENDS`. Of the three words that
+            follow, the cpu backend takes all and triton the first two.
         algorithm: "walk", from linear region to linear region of the critic: for relu and
             leaky_relu with one to three hidden layers; "dense", the full network at every
             candidate; or "auto", the quicker one.
-        precision: "fp32", or "bf16": the weights between hidden layers rounded to bfloat16. The
-            arithmetic is float32 with either.
+        precision: "fp32", or "bf16": the weights between hidden layers rounded to bfloat16, in
+            arithmetic of float32 on the cpu; on triton what they are multiplied with is rounded
+            too, and "tf32" rounds both to ten bits of mantissa, for tensor cores.
         threads: the most to use. None: torch.get_num_threads(). A small batch takes one.
         return_info: also return a `RefineInfo`.
 

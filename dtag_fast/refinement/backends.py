@@ -103,6 +103,13 @@ BACKENDS: dict[str, BackendEntry] = {
         packs=True,
         auto_on=("cuda",),
     ),
+    "triton": BackendEntry(
+        "dtag_fast.refinement.triton",
+        limits="a `dtag_fast.Critic` on CUDA without LayerNorm, hidden layers of up to 1024 units; "
+        "needs triton; compiles at the first call",
+        packs=True,
+        auto_on=("cuda",),
+    ),
     "graph": BackendEntry(
         "dtag_fast.refinement.graph",
         limits="any module that torch can record, on the CPU or CUDA; needs a C++ compiler; "

@@ -52,6 +52,8 @@ def unsupported_reason(
                 f"it takes float32 weights on the CPU, and the critic's {name} is {tensor.dtype} "
                 f"on {tensor.device}"
             )
+    if execution.precision == "tf32":
+        return "it computes in float32, got precision='tf32', which tensor cores have"
     if execution.algorithm == "walk":
         reason = _load().why_no_walk(critic.activation, len(critic.hidden), critic.layer_norm)
         if reason is not None:

@@ -9,7 +9,7 @@ from typing import Literal
 from dtag_fast.refinement.options import check_word
 
 Algorithm = Literal["auto", "walk", "dense"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 compute matrix products with torch, whose rounding depends on the size of the batch.
 
 The graph backend takes part without its compiler: what it compiles runs as it is. test_graph.py
-has it compiled. The cuda backend runs on its kernel's emulation, emulation.py.
+has it compiled. The cuda backend runs on its kernel's emulation, emulation.py. The triton backend
+takes part where its interpreter runs it, in `how` alone, as that is slow; test_triton.py has the
+rest.
 
 A way is a function: of a critic, the keywords that choose backend and algorithm. While the test
 runs its instruction set is in use.
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from dtag_fast import build_info
-from dtag_fast.refinement import BACKENDS, cpu, cuda, graph
+from dtag_fast.refinement import BACKENDS, cpu, cuda, graph, triton
 from dtag_fast.refinement.backends import BackendName
 from dtag_fast.refinement.execution import Algorithm, Execution
 from tests.refinement.emulation import emulated
@@ -69,6 +71,8 @@ class Way:
                 patch.setattr(graph, "_steps", OrderedDict())
                 yield self
             return
+        if self.backend == "triton" and not triton.interpreted():
+            pytest.skip("the triton backend takes critics on CUDA here; see test_triton.py")
         if not self.isa:
             yield self
             return
@@ -90,10 +94,11 @@ def _ways(backend: BackendName) -> list[Way]:
     return [Way("cpu"), *forced]
 
 
-FAST = [way for backend in BACKENDS if backend != "reference" for way in _ways(backend)]  # type: ignore[arg-type]
+SLOW: tuple[BackendName, ...] = ("triton", "reference")
+FAST = [way for backend in BACKENDS if backend not in SLOW for way in _ways(backend)]  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=[*FAST, Way("reference")], ids=str)
+@pytest.fixture(params=[*FAST, *map(Way, SLOW)], ids=str)
 def how(request: pytest.FixtureRequest) -> Iterator[Way]:
     """A way to refine."""
     with request.param.selected() as way:
@@ -109,7 +114,7 @@ def fast(request: pytest.FixtureRequest) -> Iterator[Way]:
 
 @pytest.fixture
 def each_fast() -> Callable[[], Iterator[Way]]:
-    """A function to go through the ways other than the reference, each in use in its turn."""
+    """A function to go through the ways that are not slow, each in use in its turn."""
 
     def each() -> Iterator[Way]:
         for way in FAST:

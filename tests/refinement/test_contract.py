@@ -16,7 +16,9 @@ from dtag_fast.refinement.parity import random_batch, random_critic
 
 NAN = float("nan")
 How = Callable[[Critic], dict[str, Any]]
-TORCHS = ("reference", "graph")  # by torch's matrix products, which round by the batch's size
+# By matrix products of torch, which round by the batch's size, or of Triton's interpreter, which
+# round by the row's place.
+TORCHS = ("reference", "graph", "triton")
 
 
 def q_min(critic: Critic, observations: Tensor, actions: Tensor) -> Tensor:

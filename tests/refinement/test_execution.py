@@ -125,6 +125,11 @@ def test_bf16_chooses_actions_worth_as_much() -> None:
     assert (bf16 - initial).mean() >= 0.99 * (fp32 - initial).mean()
 
 
+def test_the_precision_of_tensor_cores_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"'cpu' cannot be used here: .* precision='tf32'"):
+        Refiner(random_critic(), backend="cpu", precision="tf32")
+
+
 def test_precisions_are_packed_apart() -> None:
     critic = random_critic(**WALKABLE)
     batch = random_batch(critic, 20)

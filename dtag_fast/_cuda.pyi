@@ -39,9 +39,10 @@ class Options:
         gradient: str,
     ) -> None: ...
 
-def layout(action_dim: int, heads: int, hidden: Sequence[int]) -> tuple[int, int, int]:
+def layout(action_dim: int, heads: int, hidden: Sequence[int]) -> tuple[int, int, int, int]:
     """The action dimensions of the kernel for these sizes, how long its rows of weights for the
-    action are, and the padded width of a hidden layer; ValueError where there is no kernel.
+    action are, the padded width of a hidden layer, and how many of its units a warp has; ValueError
+    where there is no kernel.
     """
 
 def why_not(device: int) -> str | None:

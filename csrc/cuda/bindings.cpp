@@ -160,7 +160,8 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
       "layout",
       [](int action_dim, int heads, const std::vector<int>& hidden) {
         const Layout layout = layout_of(action_dim, heads, hidden);
-        return py::make_tuple(layout.actions, row_stride(layout.actions), layout.width);
+        return py::make_tuple(layout.actions, row_stride(layout.actions), layout.width,
+                              warp_size * layout.units);
       },
       py::arg("action_dim"), py::arg("heads"), py::arg("hidden"));
   module.def("why_not", [](int device) { return or_none(why_not(device)); }, py::arg("device"));

@@ -22,12 +22,13 @@ DTAG_BOTH uint32_t builds_of(const float* shared, const SharedLayout& at) {
 }
 
 // One hidden unit's part of the maps of all rows, thread < E * P. shared(r): the memory of row r's
-// team; handover [together, E, 1 + actions, P].
+// team; handover [together, E, warps, 1 + actions, warp_units].
 template <int actions, int together, typename Weight, typename Shared>
 DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* handover) {
   const PackedCritic& critic = job.critic;
   const SharedLayout& at = job.shared;
   constexpr int units = units_per_thread(actions);
+  constexpr int warp_units = warp_size * units;
   constexpr int ahead = 4;
   const int width = critic.layout.width;
   const int e = thread / width, j = thread % width;
@@ -48,56 +49,57 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
   uint32_t left = 0, signs[together];
   bool more = true;
   while (more) {
-    int k[ahead];
-    uint32_t adds[ahead], positive[ahead];  // a bit a row
+    // The unit, above a bit a row: whether it is active there, and whether it is added at all.
+    uint32_t next[ahead];
     float weight[ahead][1];
     DTAG_UNROLLED
     for (int i = 0; i < ahead; ++i) {
       while (left == 0 && word < at.words_per_head) {
         DTAG_UNROLLED
         for (int r = 0; r < together; ++r) {
-          signs[r] = builds_of(shared(r), at)
-                         ? signs_of(shared(r), at)[e * at.words_per_head + word]
-                         : 0u;
-          left |= leaky && builds_of(shared(r), at) ? 0xffffffffu : signs[r];
+          const uint32_t builds = builds_of(shared(r), at);
+          signs[r] = builds ? signs_of(shared(r), at)[e * at.words_per_head + word] : 0u;
+          left |= leaky && builds ? 0xffffffffu : signs[r];
         }
         ++word;
       }
-      adds[i] = 0;
+      next[i] = 0;
       if (left != 0) {
         const int bit = lowest_bit(left);
         left &= left - 1;
-        k[i] = ((word - 1) / units * warp_size + bit) * units + (word - 1) % units;
-        positive[i] = 0;
+        const int k = ((word - 1) / units * warp_size + bit) * units + (word - 1) % units;
+        stream<1>(rows + k * width, weight[i]);
+        next[i] = static_cast<uint32_t>(k) << 8;
         DTAG_UNROLLED
         for (int r = 0; r < together; ++r) {
-          positive[i] |= (signs[r] >> bit & 1) << r;
-          adds[i] |= (leaky ? builds_of(shared(r), at) : signs[r] >> bit & 1) << r;
+          const uint32_t active = signs[r] >> bit & 1;
+          next[i] |= active << (4 + r) | (leaky ? builds_of(shared(r), at) : active) << r;
         }
-        stream<1>(rows + k[i] * width, weight[i]);
       }
     }
     DTAG_UNROLLED
     for (int i = 0; i < ahead; ++i) {
-      more = adds[i] != 0;
+      more = (next[i] & 0xf) != 0;
       if (!more) continue;
+      const int k = static_cast<int>(next[i] >> 8);
       float row[actions];
-      load_row<actions>(action_rows + k[i] * row_stride(actions), row);
+      load_row<actions>(action_rows + k * row_stride(actions), row);
       DTAG_UNROLLED
       for (int r = 0; r < together; ++r)
-        if (adds[i] >> r & 1)
-          add_unit<actions, 1>(positive[i] >> r & 1 ? 1.0f : critic.negative_slope,
-                               shared(r)[at.base + e * width + k[i]], row,
-                               weight[i], c[r], m[r]);
+        if (next[i] >> r & 1)
+          add_unit<actions, 1>(next[i] >> (4 + r) & 1 ? 1.0f : critic.negative_slope,
+                               shared(r)[at.base + e * width + k], row, weight[i], c[r], m[r]);
     }
   }
   DTAG_UNROLLED
   for (int r = 0; r < together; ++r) {
     float* const to =
-        handover + (r * critic.heads + e) * (1 + actions) * width + j;
+        handover +
+        ((r * critic.heads + e) * at.warps_per_head + j / warp_units) * (1 + actions) * warp_units +
+        j % warp_units;
     to[0] = c[r][0];
     DTAG_UNROLLED
-    for (int a = 0; a < actions; ++a) to[(1 + a) * width] = m[r][a][0];
+    for (int a = 0; a < actions; ++a) to[(1 + a) * warp_units] = m[r][a][0];
   }
 }
 
@@ -107,7 +109,7 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
 //   threads(f)         f(i) for all threads of the block
 //   sync()             as a team's, for the block
 //   shared(r)          the memory of a team
-//   handover()         [together, E, 1 + actions, P]
+//   handover()         [together, E, warps, 1 + actions, warp_units]
 template <int actions, int together, typename Weight, typename Block>
 DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   static_assert(together == 1 || together == units_per_thread(actions),

@@ -43,15 +43,16 @@ __device__ __forceinline__ void sum_warp(const float* values, int lane, float* t
   if (lane % (warp_size / padded) == 0 && index < count) to[index] = v[0];
 }
 
-// A row's threads; all of the block where there is one row. barrier: a number of its own.
+// A row's threads; all of the block where there is one row. index: of the team
+// in the block.
 template <int actions, bool whole_block>
 class DeviceTeam {
  public:
   using Unit = Thread<actions, units_per_thread(actions)>;
 
-  __device__ DeviceTeam(const Layout& layout, int heads, int thread, int barrier, float* shared)
+  __device__ DeviceTeam(const Layout& layout, int heads, int thread, int index, float* shared)
       : threads_(heads * layout.threads_per_head),
-        barrier_(barrier),
+        index_(index),
         head_(thread / layout.threads_per_head),
         t_(thread % layout.threads_per_head),
         shared_(shared) {}
@@ -67,7 +68,7 @@ class DeviceTeam {
     if constexpr (whole_block)
       __syncthreads();
     else
-      asm volatile("barrier.sync %0, %1;" ::"r"(barrier_), "r"(threads_) : "memory");
+      asm volatile("barrier.sync %0, %1;" ::"r"(1 + index_), "r"(threads_) : "memory");
   }
 
   template <typename F>
@@ -128,7 +129,7 @@ class DeviceTeam {
  private:
   __device__ static int lane_index() { return threadIdx.x % warp_size; }
 
-  int threads_, barrier_, head_, t_;
+  int threads_, index_, head_, t_;
   float* shared_;
   Unit unit_;
   Lane lane_;
@@ -144,7 +145,7 @@ class DeviceBlock {
         at_(job.shared),
         team_threads_(job.critic.heads * job.critic.layout.threads_per_head),
         index_(threadIdx.x / team_threads_),
-        walk_(Team(job.critic.layout, job.critic.heads, threadIdx.x % team_threads_, 1 + index_,
+        walk_(Team(job.critic.layout, job.critic.heads, threadIdx.x % team_threads_, index_,
                    this->shared(index_)),
               job) {}
 

@@ -87,8 +87,7 @@ class FullNetwork : public Region<actions, Weight, Team> {
       if (two)
         full_product(critic_.weight, e * critic_.top_units, critic_.top_units,
                      slopes + e * width(), t, back);
-      const float* const weights =
-          critic_.action_weights + e * actions * width() + t * units;
+      const float* const weights = critic_.action_weights + this->template by_warps<actions>(e, t);
       for (int u = 0; u < units; ++u) {
         const int k = t * units + u;
         if (k < critic_.top_units) sum[0] = fmaf(output[u], thread.top[u], sum[0]);
@@ -96,7 +95,7 @@ class FullNetwork : public Region<actions, Weight, Team> {
           const float slope = back[u] * thread.kept[u];
           DTAG_UNROLLED
           for (int a = 0; a < actions; ++a)
-            sum[1 + a] = fmaf(slope, weights[a * width() + u], sum[1 + a]);
+            sum[1 + a] = fmaf(slope, weights[a * Base::warp_units + u], sum[1 + a]);
         }
       }
     });

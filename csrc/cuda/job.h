@@ -69,7 +69,7 @@ struct PackedCritic {
   const float* mean = nullptr;                 // [S]
   const float* std = nullptr;                  // [S]
   const float* observation_weights = nullptr;  // [E, S, P], W_1s^T
-  const float* action_weights = nullptr;       // [E, actions, P], W_1a^T
+  const float* action_weights = nullptr;       // [E, warps, actions, 32 * units], W_1a^T
   const float* action_rows = nullptr;          // [E, P, row_stride(actions)], W_1a
   const float* first_bias = nullptr;           // [E, P]
   const void* weight = nullptr;                // [E, H_2, P], W_2; null with one layer
@@ -129,7 +129,8 @@ struct SharedLayout {
   }
 };
 
-// Where the rows that are built together leave their maps: [rows, E, 1 + actions, P] floats.
+// Where the rows that are built together leave their maps: [rows, E, warps, 1 + actions, 32 * units]
+// floats.
 inline int handover_floats(const PackedCritic& critic, int rows) {
   const Layout& layout = critic.layout;
   return rows == 1 ? 0 : rows * critic.heads * (1 + layout.actions) * layout.width;

@@ -91,6 +91,16 @@ DTAG_BOTH void stream(const uint16_t* from, float (&into)[count]) {
   for (int i = 0; i < count; ++i) into[i] = from_bfloat16(raw[i]);
 }
 
+// By the one thread that uses the counter; without waiting for what it was.
+DTAG_BOTH void add(int64_t* counter, int count) {
+#ifdef __CUDA_ARCH__
+  atomicAdd(reinterpret_cast<unsigned long long*>(counter),
+            static_cast<unsigned long long>(count));
+#else
+  *counter += count;
+#endif
+}
+
 DTAG_BOTH int lowest_bit(uint32_t word) {
 #ifdef __CUDA_ARCH__
   return __ffs(static_cast<int>(word)) - 1;

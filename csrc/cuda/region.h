@@ -20,26 +20,31 @@ template <int actions, typename Weight, typename Team>
 class Region {
  public:
   static constexpr int units = units_per_thread(actions);
+  static constexpr int warp_units = warp_size * units;
   using Unit = Thread<actions, units>;
 
   DTAG_BOTH Region(const Team& team, const Job& job)
       : team_(team), job_(job), critic_(job.critic), at_(job.shared) {}
 
-  DTAG_BOTH void take_map(const float* handover) {  // [E, 1 + actions, P]
+  DTAG_BOTH void take_map(const float* handover) {  // [E, warps, 1 + actions, warp_units]
     team_.each([&](Unit& thread, int e, int t) {
-      const float* const from =
-          handover + e * (1 + actions) * width() + t * units;
+      const float* const from = handover + by_warps<1 + actions>(e, t);
       for (int u = 0; u < units; ++u) thread.c[u] = from[u];
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a)
-        for (int u = 0; u < units; ++u)
-          thread.m[a][u] = from[(1 + a) * width() + u];
+        for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * warp_units + u];
     });
   }
 
  protected:
   DTAG_BOTH int width() const { return critic_.layout.width; }
   DTAG_BOTH int unit(int e, int t) const { return e * width() + t * units; }
+  // A thread's units in the first of `rows` rows of an array [E, warps, rows, warp_units]: a warp's
+  // rows lie together, so that they are as far apart in every critic.
+  template <int rows>
+  DTAG_BOTH int by_warps(int e, int t) const {
+    return (e * at_.warps_per_head + t / warp_size) * rows * warp_units + t % warp_size * units;
+  }
   // A thread's units in one of the arrays [E, P] of shared memory.
   DTAG_BOTH float* own(int array, int e, int t) const {
     return team_.shared() + array + unit(e, t);
@@ -93,12 +98,11 @@ class Region {
   DTAG_BOTH void first_layer(const float* start, const float (&x)[actions], int e, int t,
                              float (&z)[units]) const {
     for (int u = 0; u < units; ++u) z[u] = start[u];
-    const float* const weights =
-        critic_.action_weights + e * actions * width() + t * units;
+    const float* const weights = critic_.action_weights + by_warps<actions>(e, t);
     DTAG_UNROLLED
     for (int a = 0; a < actions; ++a) {
       float w[units];
-      load<units>(weights + a * width(), w);
+      load<units>(weights + a * warp_units, w);
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) z[u] = fmaf(x[a], w[u], z[u]);
     }
@@ -119,11 +123,10 @@ class Region {
       for (int u = 0; u < units; ++u) own(at_.base, e, t)[u] = thread.kept[u];
       if (critic_.hidden_layers == 1) {
         for (int u = 0; u < units; ++u) thread.c[u] = thread.kept[u];
-        const float* const weights =
-            critic_.action_weights + e * actions * width() + t * units;
+        const float* const weights = critic_.action_weights + by_warps<actions>(e, t);
         DTAG_UNROLLED
         for (int a = 0; a < actions; ++a)
-          load<units>(weights + a * width(), thread.m[a]);
+          load<units>(weights + a * warp_units, thread.m[a]);
       }
     });
     team_.vote(words(side_), at_.words_per_head, [&](const Unit& thread, int, int, int u) {

@@ -78,7 +78,8 @@ DTAG_BOTH void evaluate_units(const float (&c)[units], const float (&m)[actions]
 struct Combined {
   float q;
   int lowest;     // of "min": the head that counts
-  float centre;   // of the others: (q_e - centre) * spread is taken off 1 / E
+  float mean;     // of the others: (q_e - mean - rounding) * spread is taken off 1 / E
+  float rounding;
   float spread;
   float share;    // 1 / E
 };
@@ -87,7 +88,7 @@ struct Combined {
 template <typename Values>
 DTAG_BOTH Combined combine(Ensemble ensemble, float lcb_k, int heads, Values q_of) {
   if (ensemble == Ensemble::min) {
-    Combined found{q_of(0), 0, 0.0f, 0.0f, 0.0f};
+    Combined found{q_of(0), 0, 0.0f, 0.0f, 0.0f, 0.0f};
     for (int e = 1; e < heads; ++e) {
       const float q = q_of(e);
       if (q < found.q || (q != q && found.q == found.q)) {
@@ -101,7 +102,7 @@ DTAG_BOTH Combined combine(Ensemble ensemble, float lcb_k, int heads, Values q_o
   float mean = 0.0f;
   for (int e = 0; e < heads; ++e) mean += q_of(e);
   mean /= count;
-  Combined found{mean, -1, 0.0f, 0.0f, 1.0f / count};
+  Combined found{mean, -1, mean, 0.0f, 0.0f, 1.0f / count};
   if (ensemble == Ensemble::mean) return found;
   float variance = 0.0f;
   float rounding = 0.0f;  // what the residuals add up to; 0 but for the mean's rounding
@@ -115,7 +116,7 @@ DTAG_BOTH Combined combine(Ensemble ensemble, float lcb_k, int heads, Values q_o
   const float deviation = sqrtf(variance);
   found.q = mean - lcb_k * deviation;
   // Where the heads nearly agree the rounding is no longer small beside the residuals: centre them.
-  found.centre = mean + rounding;
+  found.rounding = rounding;
   found.spread = lcb_k / (count * deviation);
   return found;
 }
@@ -123,8 +124,8 @@ DTAG_BOTH Combined combine(Ensemble ensemble, float lcb_k, int heads, Values q_o
 // dQ/dq_e
 DTAG_BOTH float factor(const Combined& combined, int e, float q) {
   if (combined.lowest >= 0) return e == combined.lowest ? 1.0f : 0.0f;
-  return combined.spread == 0.0f ? combined.share
-                                 : combined.share - combined.spread * (q - combined.centre);
+  if (combined.spread == 0.0f) return combined.share;
+  return combined.share - combined.spread * (q - combined.mean - combined.rounding);
 }
 
 // ---- a dimension of the action ----

@@ -32,10 +32,10 @@ class Walk : public FullNetwork<actions, Weight, Team> {
     if (!taken_) return false;
     observe();
     walks_ = !job_.dense && *critic_.finite != 0;
-    failed_ = false;
-    flips_ = full_steps_ = 0;
-    placed_ = built_ = false;
+    failed_ = built_ = false;
+    build_cost_ = -1.0f;
     side_ = 0;
+    set_counts(0);
     set_out(0);
     return true;
   }
@@ -54,11 +54,9 @@ class Walk : public FullNetwork<actions, Weight, Team> {
     if (!taken_) return;
     while (!refine()) {
       walks_ = failed_ = false;
-      flips_ = 0;
       set_out(0);
     }
-    if (!walks_) full_steps_ = static_cast<int>(job_.starts) * job_.settings.steps;
-    write_counts();
+    if (!walks_) set_counts(job_.starts * job_.settings.steps);
   }
 
  private:
@@ -98,12 +96,13 @@ class Walk : public FullNetwork<actions, Weight, Team> {
   DTAG_BOTH void settle() {
     corrections_ = 0;
     lost_ = 0.0f;
-    if (placed_) return;
+    if (placed()) return;
     const int built = team_.count_bits(word_count(), [&](int index) { return passing(index); });
     build_cost_ = row_cost(1 + actions) * static_cast<float>(built);
     patience_ = build_cost_;
-    placed_ = true;
   }
+
+  DTAG_BOTH bool placed() const { return build_cost_ >= 0.0f; }
 
   // Of a step by the full network: its rows forwards and backwards.
   DTAG_BOTH float full_cost() const {
@@ -114,7 +113,7 @@ class Walk : public FullNetwork<actions, Weight, Team> {
   // Bring the regions to the action, or decide to do without them there.
   DTAG_BOTH void follow(bool entering) {
     full_ = false;
-    bool places = !placed_;
+    bool places = !placed();
     if (!places) {
       team_.lanes([&](Lane& lane, int) { lane.move = lane.action - lane.base; });
       if (critic_.hidden_layers == 1) return;
@@ -126,7 +125,7 @@ class Walk : public FullNetwork<actions, Weight, Team> {
         if (!places && lost_ < patience_) {
           lost_ += full_cost();
           full_ = true;
-          ++full_steps_;
+          add_to(job_.result.dense_steps, 1);
           return;
         }
         if (!places) patience_ *= 2.0f;
@@ -137,7 +136,7 @@ class Walk : public FullNetwork<actions, Weight, Team> {
         places = corrections_ > critic_.heads * critic_.first_units;
       }
       if (!places) {
-        flips_ += changes;
+        add_to(job_.result.flips, changes);
         side_ = 1 - side_;
       }
     }
@@ -258,10 +257,12 @@ class Walk : public FullNetwork<actions, Weight, Team> {
     const bool never_finite = best_q_ == minus_infinity();
     const bool best = job_.settings.select == Select::best;
     const float q = never_finite ? q_initial_ : best ? best_q_ : combined_.q;
-    if (start == 0 || or_minus_infinity(q_initial_) > or_minus_infinity(highest_initial_))
-      highest_initial_ = q_initial_;
-    if (start > 0 && !(or_minus_infinity(q) > or_minus_infinity(chosen_q_))) return;
-    chosen_q_ = q;
+    const Result& result = job_.result;
+    // Read where one warp alone writes: only what that warp sees matters.
+    const bool first = start == 0;
+    const bool highest_initial =
+        first || or_minus_infinity(q_initial_) > or_minus_infinity(result.q_initial[row_]);
+    const bool highest = first || or_minus_infinity(q) > or_minus_infinity(result.q[row_]);
     const int step = never_finite ? 0 : best ? best_step_ : step_;
     team_.lanes([&](Lane& lane, int) {
       lane.proposal = never_finite ? lane.initial : best ? lane.best : lane.action;
@@ -269,8 +270,9 @@ class Walk : public FullNetwork<actions, Weight, Team> {
     const float distance = sqrtf(team_.sum_lanes([](const Lane& lane) {
       return (lane.proposal - lane.initial) * (lane.proposal - lane.initial);
     }));
-    const Result& result = job_.result;
     team_.once([&](const Lane& lane, int k) {
+      if (k == 0 && highest_initial) result.q_initial[row_] = q_initial_;
+      if (!highest) return;
       if (k < critic_.action_dim) result.actions[row_ * critic_.action_dim + k] = lane.proposal;
       if (k > 0) return;
       result.q[row_] = q;
@@ -280,13 +282,17 @@ class Walk : public FullNetwork<actions, Weight, Team> {
     });
   }
 
-  DTAG_BOTH void write_counts() {
-    const Result& result = job_.result;
+  // What walking counts is kept in the result itself, by the thread that writes there.
+  DTAG_BOTH void set_counts(int64_t full_steps) {
     team_.once([&](const Lane&, int k) {
       if (k > 0) return;
-      result.q_initial[row_] = highest_initial_;
-      result.flips[row_] = flips_;
-      result.dense_steps[row_] = full_steps_;
+      job_.result.flips[row_] = 0;
+      job_.result.dense_steps[row_] = full_steps;
+    });
+  }
+  DTAG_BOTH void add_to(int64_t* counts, int count) {
+    team_.once([&](const Lane&, int k) {
+      if (k == 0) add(counts + row_, count);
     });
   }
 
@@ -294,15 +300,13 @@ class Walk : public FullNetwork<actions, Weight, Team> {
   bool walks_ = false;   // or the full network takes every step
   bool failed_ = false;  // a number was not finite: what the walk found is not to be used
   bool full_ = false;    // the full network takes this step
-  bool placed_ = false;  // there are regions
   bool built_ = false;   // the first map was built with other rows'
   int corrections_ = 0;  // since the regions were placed
-  float build_cost_ = 0.0f, patience_ = 0.0f, lost_ = 0.0f;
-  int flips_ = 0, full_steps_ = 0;
+  float build_cost_ = -1.0f;  // negative: there are no regions
+  float patience_ = 0.0f, lost_ = 0.0f;
   Combined combined_;    // at the action
   int step_ = 0, best_step_ = 0;
   float best_q_ = 0.0f, q_initial_ = 0.0f;
-  float chosen_q_ = 0.0f, highest_initial_ = 0.0f;  // of the starting points so far
 };
 
 }  // namespace dtag::cuda

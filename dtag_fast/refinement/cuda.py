@@ -114,7 +114,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     """
     assert isinstance(critic, Critic)
     module = _load()
-    actions, stride, width = module.layout(critic.action_dim, critic.heads, critic.hidden)
+    actions, stride, width, warp = module.layout(critic.action_dim, critic.heads, critic.hidden)
     weights = [weight.detach() for weight in critic.weights]
     biases = [bias.detach() for bias in critic.biases]
     size = critic.observation_dim
@@ -123,7 +123,10 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         "mean": critic.normalizer.mean.detach().clone(),
         "std": critic.normalizer.std.detach().clone(),
         "observation_weights": _padded(weights[0][:, :, :size].mT, size, width),
-        "action_weights": _padded(of_action.mT, actions, width),
+        "action_weights": _padded(of_action.mT, actions, width)
+        .unflatten(2, (width // warp, warp))
+        .transpose(1, 2)
+        .contiguous(),
         "action_rows": _padded(of_action, width, stride),
         "first_bias": _padded(biases[0], width),
         "output": _padded(weights[-1].squeeze(1), width),

@@ -41,6 +41,7 @@ def test_parity_of_activations(
         negative_slope=0.2,
     )
     if layer_norm:
+        torch.manual_seed(0)
         with torch.no_grad():
             for weight, bias in zip(critic.norm_weights, critic.norm_biases, strict=True):
                 weight.uniform_(0.5, 1.5)

@@ -119,10 +119,10 @@ DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   for (int64_t first = block.index() * together; first < job.rows;
        first += block.count() * together) {
     block.teams([&](auto& walk, int r) DTAG_INLINED {
-      walk.take(first + r);
+      const bool builds = walk.look_at(first + r, together > 1);
       // By every thread of the team: the same value.
       if constexpr (together > 1)
-        *reinterpret_cast<uint32_t*>(block.shared(r) + at.builds) = walk.begin_to_place() ? 1u : 0u;
+        *reinterpret_cast<uint32_t*>(block.shared(r) + at.builds) = builds ? 1u : 0u;
     });
     if constexpr (together > 1) {
       block.sync();
@@ -134,6 +134,7 @@ DTAG_BOTH void refine_rows(Block& block, const Job& job) {
       block.sync();
     }
     block.teams([&](auto& walk, int r) DTAG_INLINED {
+      walk.take(first + r);
       if constexpr (together > 1)
         if (builds_of(block.shared(r), at) != 0)
           walk.take_map(block.handover() +

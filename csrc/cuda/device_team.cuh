@@ -49,6 +49,8 @@ template <int actions, bool whole_block>
 class DeviceTeam {
  public:
   using Unit = Thread<actions, units_per_thread(actions)>;
+  // Where a block has four rows its 512 threads have 128 registers each, and mostly correct.
+  static constexpr int rows_ahead = whole_block ? 4 : 2;
 
   __device__ DeviceTeam(const Layout& layout, int heads, int thread, int index, float* shared)
       : threads_(heads * layout.threads_per_head),

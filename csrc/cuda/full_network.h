@@ -33,7 +33,7 @@ class FullNetwork : public Region<actions, Weight, Team> {
                               float (&sum)[units]) const {
     const Weight* const rows = static_cast<const Weight*>(matrix) + row * width() + t * units;
 #ifdef __CUDA_ARCH__
-#pragma unroll 4
+#pragma unroll Team::rows_ahead
 #endif
     for (int i = 0; i < n; ++i) {
       float w[units];

@@ -108,14 +108,18 @@ class Region {
     }
   }
 
-  // Make the action the base: z_1 there, for all to see, and its signs. With one hidden layer that
-  // is the map.
-  DTAG_BOTH void look_from_base() {
-    team_.sync();  // all have done with the signs of the region before
+  DTAG_BOTH void stand_at_base() {
     team_.lanes([&](Lane& lane, int) {
       lane.base = lane.action;
       lane.move = 0.0f;
     });
+  }
+
+  // Make the action the base: z_1 there, for all to see, and its signs. With one hidden layer that
+  // is the map.
+  DTAG_BOTH void look_from_base() {
+    team_.sync();  // all have done with the signs of the region before
+    stand_at_base();
     float base[actions];
     gather(base, [](const Lane& lane) { return lane.base; });
     team_.each([&](Unit& thread, int e, int t) {
@@ -148,7 +152,7 @@ class Region {
   // Bring the maps to the signs of the region: for each unit that changes, its row of W_2^T. Several
   // rows are under way at once, since each takes hundreds of cycles to come.
   DTAG_BOTH void add_rows(bool from_nothing) {
-    constexpr int ahead = 4;
+    constexpr int ahead = Team::rows_ahead;
     const float on = from_nothing ? 1.0f : 1.0f - critic_.negative_slope;
     const float off = from_nothing ? critic_.negative_slope : critic_.negative_slope - 1.0f;
     team_.each([&](Unit& thread, int e, int t) {

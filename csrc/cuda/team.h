@@ -8,6 +8,7 @@
 //   sum_lanes(f), all_lanes(f), pick(index, f)   over the lanes, or of one of them; to all
 //   count_bits(words, n, f)   the bits of f(word index), index < n; to all
 //   once(f)             f(lane, index) by one warp only
+//   rows_ahead          how many rows of weights a thread has under way at once
 //
 // device_team.cuh has them for the device; the tests' emulation has them as loops, in which a thread
 // that reads what another has yet to write, or forgets to wait, reads something else.

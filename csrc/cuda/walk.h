@@ -25,33 +25,41 @@ class Walk : public FullNetwork<actions, Weight, Team> {
   using Base = FullNetwork<actions, Weight, Team>;
   using Base::Base;
 
-  // Take a row and go to its first starting point; false if there is no such row.
+  // Look at a row: its observation's share of z_1 and, for rows that are built together, the signs at
+  // its first starting point. Whether it has a map to build. Nothing of this is kept in registers, so
+  // that they are free for building.
+  DTAG_BOTH bool look_at(int64_t row, bool builds) {
+    if (!take(row)) return false;
+    observe();
+    builds = builds && walks_ && critic_.hidden_layers == 2;
+    if (builds) look_from_base();
+    return builds;
+  }
+
+  // Take the row and stand at its first starting point; false if there is no such row.
   DTAG_BOTH bool take(int64_t row) {
     row_ = row;
     taken_ = row < job_.rows;
     if (!taken_) return false;
-    observe();
     walks_ = !job_.dense && *critic_.finite != 0;
     failed_ = built_ = false;
     build_cost_ = -1.0f;
     side_ = 0;
-    set_counts(0);
     set_out(0);
     return true;
   }
 
-  // For rows that are built together, the first half of a placement: whether there is a map to build.
-  // take_map() is the other half.
-  DTAG_BOTH bool begin_to_place() {
-    if (!taken_ || !walks_ || critic_.hidden_layers == 1) return false;
-    look_from_base();
+  // Go on from what was built together with other rows' maps.
+  DTAG_BOTH void take_map(const float* handover) {
+    stand_at_base();
+    Base::take_map(handover);
     built_ = true;
-    return true;
   }
 
   // Everything else, up to the result.
   DTAG_BOTH void finish() {
     if (!taken_) return;
+    set_counts(0);
     while (!refine()) {
       walks_ = failed_ = false;
       set_out(0);
@@ -74,6 +82,7 @@ class Walk : public FullNetwork<actions, Weight, Team> {
   using Base::passing;
   using Base::row_;
   using Base::side_;
+  using Base::stand_at_base;
   using Base::team_;
   using Base::word_count;
 

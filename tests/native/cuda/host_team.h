@@ -32,6 +32,7 @@ class HostTeam {
  public:
   static constexpr int units = units_per_thread(actions);
   using Unit = Thread<actions, units>;
+  static constexpr int rows_ahead = 4;
 
   HostTeam(const PackedCritic& critic, float* shared, Turns* turns)
       : threads_per_head_(critic.layout.threads_per_head),

@@ -27,7 +27,8 @@ using Weights = std::map<std::string, FloatArray>;
 std::shared_ptr<PackedTransformer> pack(const std::string& kind, int observation_dim,
                                         int action_dim, int window, int blocks, int width,
                                         int heads, int max_timestep, bool sliding, bool pre_norm,
-                                        bool relu, float rtg_scale, const Weights& weights) {
+                                        bool relu, float rtg_scale, const std::string& precision,
+                                        const Weights& weights) {
   static const std::map<std::string, bool> kinds = {{"dt", false}, {"reinformer", true}};
   for (const int size : {observation_dim, action_dim, window, blocks, width, heads, max_timestep})
     if (size < 1) throw py::value_error("sizes: expected at least 1 of each");
@@ -52,7 +53,8 @@ std::shared_ptr<PackedTransformer> pack(const std::string& kind, int observation
       throw py::value_error("weights: " + name + " is not of the expected shape");
     return array.data();
   };
-  return std::make_shared<PackedTransformer>(sizes, blocks, tensor);
+  return std::make_shared<PackedTransformer>(sizes, blocks, tensor,
+                                             precision_named(precision));
 }
 
 float* floats_at(uintptr_t address) { return reinterpret_cast<float*>(address); }
@@ -209,7 +211,7 @@ void bind_acting(py::module_& module) {
       .def(py::init(&pack), py::kw_only(), py::arg("kind"), py::arg("observation_dim"),
            py::arg("action_dim"), py::arg("window"), py::arg("blocks"), py::arg("width"),
            py::arg("heads"), py::arg("max_timestep"), py::arg("sliding"), py::arg("pre_norm"),
-           py::arg("relu"), py::arg("rtg_scale"), py::arg("weights").noconvert());
+           py::arg("relu"), py::arg("rtg_scale"), py::arg("precision"), py::arg("weights").noconvert());
 
   py::class_<Acting, std::shared_ptr<Acting>>(module, "Acting")
       .def(py::init([](std::shared_ptr<PackedTransformer> model, int envs) {

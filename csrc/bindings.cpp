@@ -54,8 +54,6 @@ std::unique_ptr<PackedCritic> pack(int observation_dim, int action_dim, int head
                                    const FloatArray& mean, const FloatArray& std,
                                    const std::vector<std::vector<FloatArray>>& layers,
                                    const std::string& precision) {
-  static const std::map<std::string, Precision> precisions = {{"fp32", Precision::fp32},
-                                                              {"bf16", Precision::bf16}};
   if (observation_dim < 1 || action_dim < 1 || heads < 1 || layers.empty())
     throw py::value_error(
         "observation_dim, action_dim, heads, layers: expected at least 1 of each");
@@ -86,7 +84,7 @@ std::unique_ptr<PackedCritic> pack(int observation_dim, int action_dim, int head
       observation_dim, action_dim, heads, activation_named(activation),
       negative_slope, checked("mean", mean, {observation_dim}),
       checked("std", std, {observation_dim}), sources,
-      word("precision", precision, precisions));
+      precision_named(precision));
 }
 
 Execution execution_of(const PackedCritic& critic, const OwnedOptions& options, const Batch& batch,

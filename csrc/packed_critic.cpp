@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "arena.h"
+#include "bfloat16.h"
 #include "kernels.h"
 #include "vector_loops.h"
 
@@ -14,21 +14,6 @@ namespace {
 
 bool all_finite(const float* x, size_t n) {
   return x == nullptr || std::all_of(x, x + n, [](float value) { return std::isfinite(value); });
-}
-
-// The upper half of the nearest float that has zeros in the lower one; even on a tie.
-uint16_t to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  if (!std::isfinite(x)) return static_cast<uint16_t>(bits >> 16 | (std::isnan(x) ? 0x40 : 0));
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float from_bfloat16(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
 }
 
 // Rounding to bfloat16 takes the largest floats to infinity.

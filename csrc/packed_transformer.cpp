@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "arena.h"
+#include "bfloat16.h"
 
 namespace dtag {
 namespace {
@@ -21,8 +22,13 @@ Layout plain(int count) { return {count, count, count}; }
 
 class Packer {
  public:
-  Packer(float* block, const Transformer& sizes, const PackedTransformer::Tensors& tensors)
-      : arena_(block), sizes_(sizes), tensors_(tensors), measures_(block == nullptr) {}
+  Packer(float* block, const Transformer& sizes, const PackedTransformer::Tensors& tensors,
+         Precision precision)
+      : arena_(block),
+        sizes_(sizes),
+        tensors_(tensors),
+        bf16_(precision == Precision::bf16),
+        measures_(block == nullptr) {}
 
   size_t used() const { return arena_.used(); }
 
@@ -50,15 +56,17 @@ class Packer {
   }
 
   Linear linear(const std::string& name, Layout inputs, Layout outputs) {
-    Linear made = begin(inputs.size(), in_panels(outputs.size()));
-    add(made, name, inputs, outputs, 0, 1.0f);
-    return made;
+    return linear(name, inputs, outputs, false);
+  }
+  // Of a block.
+  Linear product(const std::string& name, Layout inputs, Layout outputs) {
+    return linear(name, inputs, outputs, bf16_);
   }
 
   // Query, key and value one after another; the scale of attention is put into the query.
   Linear query_key_value(const std::string& name) {
     const int part = sizes_.attention_span();
-    Linear made = begin(sizes_.width, 3 * part);
+    Linear made = begin(sizes_.width, 3 * part, bf16_);
     const float scale =
         static_cast<float>(1.0 / std::sqrt(static_cast<double>(sizes_.head_width())));
     add(made, name + ".query", plain(sizes_.width), heads(), 0, scale);
@@ -72,11 +80,21 @@ class Packer {
   }
 
  private:
-  Linear begin(int inputs, int outputs) {
+  Linear linear(const std::string& name, Layout inputs, Layout outputs, bool bf16) {
+    Linear made = begin(inputs.size(), in_panels(outputs.size()), bf16);
+    add(made, name, inputs, outputs, 0, 1.0f);
+    return made;
+  }
+
+  Linear begin(int inputs, int outputs, bool bf16) {
     Linear made;
-    made.inputs = inputs;
+    made.inputs = bf16 ? (inputs + 1) / 2 * 2 : inputs;
     made.outputs = outputs;
-    made.weight = arena_.take(static_cast<size_t>(inputs) * outputs);
+    const size_t count = static_cast<size_t>(made.inputs) * outputs;
+    if (bf16)
+      made.weight_bf16 = reinterpret_cast<const uint16_t*>(arena_.take((count + 1) / 2));
+    else
+      made.weight = arena_.take(count);
     made.bias = arena_.take(static_cast<size_t>(outputs));
     return made;
   }
@@ -90,27 +108,34 @@ class Packer {
     for (int j = 0; j < outputs.count; ++j) {
       const int output = first + outputs.place(j);
       const_cast<float*>(made.bias)[output] = scale * bias[j];
-      float* const into = const_cast<float*>(made.weight) +
-                          static_cast<size_t>(output / panel) * made.inputs * panel +
-                          output % panel;
       for (int i = 0; i < inputs.count; ++i)
-        into[static_cast<size_t>(inputs.place(i)) * panel] =
-            scale * weight[static_cast<size_t>(j) * inputs.count + i];
+        set(made, output, inputs.place(i), scale * weight[static_cast<size_t>(j) * inputs.count + i]);
     }
+  }
+
+  static void set(const Linear& made, int output, int input, float value) {
+    const size_t rows = static_cast<size_t>(output / panel) * made.inputs;
+    const int column = output % panel;
+    if (made.weight != nullptr)
+      const_cast<float*>(made.weight)[(rows + input) * panel + column] = value;
+    else
+      const_cast<uint16_t*>(made.weight_bf16)[(rows + input / 2 * 2) * panel + 2 * column +
+                                              input % 2] = to_bfloat16(value);
   }
 
   Arena arena_;
   const Transformer& sizes_;
   const PackedTransformer::Tensors& tensors_;
-  const bool measures_;
+  const bool bf16_, measures_;
 };
 
 }  // namespace
 
-PackedTransformer::PackedTransformer(const Transformer& sizes, int blocks, const Tensors& tensors)
+PackedTransformer::PackedTransformer(const Transformer& sizes, int blocks, const Tensors& tensors,
+                                     Precision precision)
     : floats_(0), view_(sizes) {
   const auto pack = [&](float* block) {
-    Packer packer(block, sizes, tensors);
+    Packer packer(block, sizes, tensors, precision);
     const Layout width = plain(sizes.width);
     view_.mean = packer.vector("normalizer.mean", sizes.observation_dim);
     view_.std = packer.vector("normalizer.std", sizes.observation_dim);
@@ -127,10 +152,10 @@ PackedTransformer::PackedTransformer(const Transformer& sizes, int blocks, const
       const std::string name = "blocks." + std::to_string(b) + ".";
       Block made;
       made.query_key_value = packer.query_key_value(name + "attention");
-      made.projection = packer.linear(name + "attention.projection", packer.heads(), width);
+      made.projection = packer.product(name + "attention.projection", packer.heads(), width);
       made.attention_norm = packer.norm(name + "attention_norm");
-      made.expand = packer.linear(name + "expand", width, plain(4 * sizes.width));
-      made.contract = packer.linear(name + "contract", plain(4 * sizes.width), width);
+      made.expand = packer.product(name + "expand", width, plain(4 * sizes.width));
+      made.contract = packer.product(name + "contract", plain(4 * sizes.width), width);
       made.mlp_norm = packer.norm(name + "mlp_norm");
       blocks_.push_back(made);
     }

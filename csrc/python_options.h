@@ -26,6 +26,12 @@ Value word(const char* argument, const std::string& name, const std::map<std::st
   return found->second;
 }
 
+inline Precision precision_named(const std::string& name) {
+  static const std::map<std::string, Precision> precisions = {{"fp32", Precision::fp32},
+                                                              {"bf16", Precision::bf16}};
+  return word("precision", name, precisions);
+}
+
 // Options with the memory of their box.
 class OwnedOptions {
  public:

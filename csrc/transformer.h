@@ -24,16 +24,19 @@ constexpr int tokens_per_step = 3;
 constexpr int panel = 32;
 constexpr int in_panels(int count) { return (count + panel - 1) / panel * panel; }
 
-// out = W x + b
+// out = W x + b. In bfloat16 both W and x are rounded to it, and sums are float32.
 struct Linear {
-  int inputs = 0;
+  int inputs = 0;                 // even in bfloat16; an input beyond those there are is 0
   int outputs = 0;                // a multiple of panel
-  const float* weight = nullptr;  // [outputs / panel, inputs, panel]
-  const float* bias = nullptr;    // [outputs]
+  const float* weight = nullptr;  // [outputs / panel, inputs, panel]; or null and
+  const uint16_t* weight_bf16 = nullptr;  // [outputs / panel, inputs / 2, panel, 2]
+  const float* bias = nullptr;            // [outputs]
 
   // Some of the outputs; both numbers are multiples of panel.
   Linear part(int first, int count) const {
-    return {inputs, count, weight + static_cast<size_t>(first) * inputs, bias + first};
+    const size_t skipped = static_cast<size_t>(first) * inputs;
+    return {inputs, count, weight == nullptr ? nullptr : weight + skipped,
+            weight_bf16 == nullptr ? nullptr : weight_bf16 + skipped, bias + first};
   }
 };
 
@@ -124,11 +127,11 @@ inline int64_t tokens_to_enter(const Episode& episode, int last) {
 }
 
 struct TransformerKernel {
-  // Enters the tokens. workspace: zeros or anything finite.
+  // Enters the tokens.
   void (*advance)(const Transformer&, const Advance&, float* workspace) = nullptr;
   // Floats for so many tokens together.
   size_t (*workspace_size)(const Transformer&, int64_t tokens) = nullptr;
-  // out [rows, stride] for x [rows, x_stride]
+  // out [rows, stride] for x [rows, x_stride], of one in float32
   void (*linear)(const Linear&, const float* x, size_t x_stride, int rows, float* out,
                  size_t stride) = nullptr;
 };

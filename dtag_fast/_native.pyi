@@ -197,6 +197,7 @@ class PackedTransformer:
         pre_norm: bool,
         relu: bool,
         rtg_scale: float,
+        precision: str,
         weights: Mapping[str, NDArray[np.float32]],
     ) -> None: ...
 

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "../arena.h"
+#include "../bfloat16.h"
 #include "../transformer.h"
 #include "activations.h"
 #include "panels.h"
@@ -57,7 +58,7 @@ class TransformerRun {
         x_stride_(stride_of(span_)),
         qkv_stride_(stride_of(3 * part_)),
         part_stride_(stride_of(part_)),
-        hidden_stride_(stride_of(model.hidden_span())) {
+        hidden_stride_(stride_of(std::max(model.hidden_span(), part_))) {
     for (int i = 0; i < advance.count; ++i)
       tokens_ += static_cast<int>(tokens_to_enter(*advance.episodes[i], advance.last));
     Arena arena(workspace);
@@ -101,6 +102,7 @@ class TransformerRun {
     hidden_ = arena.take(count * hidden_stride_);
     scores_ = arena.take(count * model_.columns());
     inputs_ = arena.take(count * model_.input_span());
+    rounded_ = reinterpret_cast<bfloat16*>(arena.take(count * hidden_stride_));
   }
 
   int64_t end(const Episode& episode) const {
@@ -141,7 +143,7 @@ class TransformerRun {
       else
         std::memcpy(x, row, span_ * sizeof(float));
     });
-    multiply<Start::bias>(first.query_key_value, normed_, x_stride_, count, qkv_, qkv_stride_);
+    product<Start::bias>(first.query_key_value, normed_, x_stride_, count, qkv_, qkv_stride_);
     count = 0;
     for_new_rows([&](const Episode& episode, int64_t number) {
       std::memcpy(row_of(episode, number) + span_,
@@ -149,6 +151,23 @@ class TransformerRun {
     });
     for (int i = 0; i < advance_.count; ++i)
       advance_.episodes[i]->ready = end(*advance_.episodes[i]);
+  }
+
+  // As multiply(), in the precision of the layer's weights.
+  template <Start start, typename Then = NothingThen>
+  void product(const Linear& linear, const float* x, size_t x_stride, int rows, float* out,
+               size_t out_stride, const Then& then = {}) const {
+    if (linear.weight != nullptr) {
+      multiply<FloatTerms, start>(linear, x, x_stride, rows, out, out_stride, then);
+      return;
+    }
+    const auto stride = static_cast<size_t>(stride_of(linear.inputs));
+    for (int r = 0; r < rows; ++r)
+      for (int k = 0; k < linear.inputs; ++k) rounded_[r * stride + k] = to_bfloat16(x[r * x_stride + k]);
+    if (multiplies_bf16())
+      multiply<DotTerms, start>(linear, rounded_, stride, rows, out, out_stride, then);
+    else
+      multiply<PairTerms, start>(linear, rounded_, stride, rows, out, out_stride, then);
   }
 
   template <typename Use>
@@ -181,7 +200,7 @@ class TransformerRun {
       }
       ++count;
     });
-    multiply<Start::bias>(layer, inputs_, stride, count, x_, x_stride_);
+    product<Start::bias>(layer, inputs_, stride, count, x_, x_stride_);
     count = 0;
     for_new_rows([&](const Episode& episode, int64_t number) {
       if (model_.kind(number) != kind) return;
@@ -214,17 +233,17 @@ class TransformerRun {
     }
     const Linear& all = block.query_key_value;
     if (!last) {
-      multiply<Start::bias>(all, x, x_stride_, tokens_, qkv_, qkv_stride_);
+      product<Start::bias>(all, x, x_stride_, tokens_, qkv_, qkv_stride_);
       return;
     }
-    multiply<Start::bias>(all.part(part_, 2 * part_), x, x_stride_, tokens_, qkv_ + part_,
+    product<Start::bias>(all.part(part_, 2 * part_), x, x_stride_, tokens_, qkv_ + part_,
                           qkv_stride_);
     // Rows with the queries of last tokens, gathered.
     for_last_tokens([&](int i, int at) {
       std::memcpy(attended_ + static_cast<size_t>(i) * part_stride_,
                   x + static_cast<size_t>(at) * x_stride_, span_ * sizeof(float));
     });
-    multiply<Start::bias>(all.part(0, part_), attended_, part_stride_, advance_.count, hidden_,
+    product<Start::bias>(all.part(0, part_), attended_, part_stride_, advance_.count, hidden_,
                           hidden_stride_);
     for_last_tokens([&](int i, int at) {
       std::memcpy(qkv_ + static_cast<size_t>(at) * qkv_stride_,
@@ -329,7 +348,7 @@ class TransformerRun {
 
   // The rest of a block after its attention.
   void tail(const Block& block) {
-    multiply<Start::bias_and_out>(block.projection, attended_, part_stride_, rows_, x_, x_stride_);
+    product<Start::bias_and_out>(block.projection, attended_, part_stride_, rows_, x_, x_stride_);
     const float* x = x_;
     if (model_.pre_norm) {
       norm_all(block.mlp_norm, x_, normed_, rows_);
@@ -338,13 +357,13 @@ class TransformerRun {
       norm_all(block.attention_norm, x_, x_, rows_);
     }
     const int wide = hidden_stride_;
-    multiply<Start::bias>(block.expand, x, x_stride_, rows_, hidden_, wide,
+    product<Start::bias>(block.expand, x, x_stride_, rows_, hidden_, wide,
                           [&](int first, int rows, int column, int columns) {
                             for (int r = first; r < first + rows; ++r)
                               activate_hidden(hidden_ + static_cast<size_t>(r) * wide + column,
                                               columns);
                           });
-    multiply<Start::bias_and_out>(block.contract, hidden_, wide, rows_, x_, x_stride_);
+    product<Start::bias_and_out>(block.contract, hidden_, wide, rows_, x_, x_stride_);
     if (!model_.pre_norm) norm_all(block.mlp_norm, x_, x_, rows_);
   }
 
@@ -370,6 +389,7 @@ class TransformerRun {
   int tokens_ = 0, rows_ = 0;
   float *x_ = nullptr, *normed_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr;
   float *hidden_ = nullptr, *scores_ = nullptr, *inputs_ = nullptr;
+  bfloat16* rounded_ = nullptr;
 };
 
 inline void advance_transformer(const Transformer& model, const Advance& advance,
@@ -383,7 +403,7 @@ inline size_t workspace_size_transformer(const Transformer& model, int64_t token
 
 inline void apply_linear(const Linear& linear, const float* x, size_t x_stride, int rows,
                          float* out, size_t stride) {
-  multiply<Start::bias>(linear, x, x_stride, rows, out, stride);
+  multiply<FloatTerms, Start::bias>(linear, x, x_stride, rows, out, stride, NothingThen{});
 }
 
 }  // namespace DTAG_TARGET

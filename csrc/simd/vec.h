@@ -55,6 +55,14 @@ inline Vec load(const bfloat16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
 inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+// The numbers of 16 bits in the lower and in the upper half of each lane.
+inline Vec low_halves(Vec a) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 16))};
+}
+inline Vec high_halves(Vec a) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), upper))};
+}
 inline Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -102,6 +110,13 @@ inline Vec load(const bfloat16* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
 }
 inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+inline Vec low_halves(Vec a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 16))};
+}
+inline Vec high_halves(Vec a) {
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(a.v), upper))};
+}
 inline Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -139,6 +154,13 @@ inline Vec load(const bfloat16* p) {
   return {_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), half))};
 }
 inline void store(float* p, Vec a) { _mm_storeu_ps(p, a.v); }
+inline Vec low_halves(Vec a) {
+  return {_mm_castsi128_ps(_mm_slli_epi32(_mm_castps_si128(a.v), 16))};
+}
+inline Vec high_halves(Vec a) {
+  const __m128i upper = _mm_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm_castsi128_ps(_mm_and_si128(_mm_castps_si128(a.v), upper))};
+}
 inline Vec broadcast(float x) { return {_mm_set1_ps(x)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm_sub_ps(a.v, b.v)}; }
@@ -176,6 +198,12 @@ inline Vec load(const bfloat16* p) {
   return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))};
 }
 inline void store(float* p, Vec a) { vst1q_f32(p, a.v); }
+inline Vec low_halves(Vec a) {
+  return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a.v), 16))};
+}
+inline Vec high_halves(Vec a) {
+  return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a.v), vdupq_n_u32(0xffff0000u)))};
+}
 inline Vec broadcast(float x) { return {vdupq_n_f32(x)}; }
 inline Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }

@@ -23,6 +23,7 @@ from dtag_fast.acting.context import Context
 from dtag_fast.acting.native import (
     Inference,
     NativeContext,
+    Precision,
     acts_whole,
     choose_inference,
     refine_info,
@@ -58,6 +59,8 @@ class Policy:
         inference: what computes the model's predictions: "native", compiled code of one thread,
             for a model of this package in float32 on the CPU (`dtag_fast.acting.native`); "torch";
             or "auto", the first where it can be had. Equal but for rounding.
+        precision: "fp32", or "bf16" for native code with weights rounded to bfloat16: about twice
+            as fast, and actions that differ in the third digit.
 
     Attributes:
         inference: the one in use; never "auto".
@@ -77,6 +80,7 @@ class Policy:
         context_action: ContextAction = "refined",
         device: torch.device | str | None = None,
         inference: Inference = "auto",
+        precision: Precision = "fp32",
     ) -> None:
         if not isinstance(model, SequenceModel):
             raise TypeError(f"model: expected a SequenceModel, got {type(model).__name__}")
@@ -91,7 +95,8 @@ class Policy:
         self.token_predictor = token_predictor
         self.refiner = refiner
         self.context_action: ContextAction = context_action
-        self.inference = choose_inference(inference, model)
+        self.inference = choose_inference(inference, model, precision)
+        self.precision: Precision = precision
         self._low, self._high = model.action_low, model.action_high
         self.reset()
 
@@ -103,6 +108,7 @@ class Policy:
         target_return: float | None = None,
         device: str = "cpu",
         inference: Inference = "auto",
+        precision: Precision = "fp32",
     ) -> Policy:
         """The policy of a training run's folder, or of one checkpoint in it.
 
@@ -114,6 +120,7 @@ class Policy:
                 needs none.
             device: where to act.
             inference: see `Policy`.
+            precision: see `Policy`.
 
         Raises:
             CheckpointError: no readable checkpoint of a policy there.
@@ -128,7 +135,7 @@ class Policy:
                 f"target_return: needed, {path} holds a Decision Transformer whose configuration "
                 f"sets none"
             )
-        return cls(model, predictor, inference=inference)
+        return cls(model, predictor, inference=inference, precision=precision)
 
     def with_refinement(
         self,
@@ -166,13 +173,19 @@ class Policy:
             refiner=refiner,
             context_action=context_action,
             inference=self.inference,
+            precision=self.precision,
         )
         policy.reset(self.num_envs)
         return policy
 
     def without_refinement(self) -> Policy:
         """A policy with the same model and token predictor whose actions are the model's own."""
-        policy = Policy(self.model, self.token_predictor, inference=self.inference)
+        policy = Policy(
+            self.model,
+            self.token_predictor,
+            inference=self.inference,
+            precision=self.precision,
+        )
         policy.reset(self.num_envs)
         return policy
 
@@ -234,7 +247,8 @@ class Policy:
         refined = "" if refiner is None else f", refined by {refiner.backend}"
         return (
             f"Policy({self.model.config.kind}, {self.token_predictor}, "
-            f"inference={self.inference!r}, num_envs={self.num_envs}{refined})"
+            f"inference={self.inference!r}, precision={self.precision!r}, "
+            f"num_envs={self.num_envs}{refined})"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -244,6 +258,7 @@ class Policy:
             "model": self.model.config.kind,
             "token_predictor": type(predictor).__name__,
             "inference": self.inference,
+            "precision": self.precision,
             "refinement": None,
         }
         # Those of this package are frozen dataclasses; the protocol does not ask for it.
@@ -268,7 +283,7 @@ class Policy:
     def _new_context(self, num_envs: int) -> Context:
         if self.inference == "native":
             windows = not acts_whole(self.token_predictor, self.refiner)
-            return NativeContext(self.model, num_envs, windows)
+            return NativeContext(self.model, num_envs, self.precision, windows)
         if self.model.config.attention == "sliding":
             return StreamingContext(self.model, num_envs)
         return Context(

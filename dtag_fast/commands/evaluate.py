@@ -108,6 +108,12 @@ class Evaluate:
     device: str = "cpu"
     """Where the model and the critic run."""
 
+    inference: Literal["auto", "native", "torch"] = "auto"
+    """What computes the model: compiled code (CPU), torch, or the first where it can be had."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the model's weights; bf16 with compiled code only."""
+
     refinement: Refinement = field(default_factory=Refinement)
     """Refinement."""
 
@@ -235,7 +241,13 @@ class Evaluate:
         from dtag_fast.training.sequence import load_policy_model
 
         if self.predictor.name == "own":
-            return Policy.load(source, target_return=self.target_return, device=self.device)
+            return Policy.load(
+                source,
+                target_return=self.target_return,
+                device=self.device,
+                inference=self.inference,
+                precision=self.precision,
+            )
         model, _ = load_policy_model(source, device=self.device)
         target = config["target_return"] if self.target_return is None else self.target_return
         predictor = make_predictor(
@@ -245,7 +257,7 @@ class Evaluate:
             horizon=info.horizon,
             critic=self.critic,
         )
-        return Policy(model, predictor)
+        return Policy(model, predictor, inference=self.inference, precision=self.precision)
 
 
 def _plain(value: object) -> object:

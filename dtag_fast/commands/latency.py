@@ -61,6 +61,12 @@ class Latency:
     device: str = "cpu"
     """Where the model and the critic run."""
 
+    inference: Literal["auto", "native", "torch"] = "auto"
+    """What computes the model: compiled code (CPU), torch, or the first where it can be had."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the model's weights; bf16 with compiled code only."""
+
     refinement: Refinement = field(default_factory=Refinement)
     """Refinement."""
 
@@ -84,6 +90,8 @@ class Latency:
             env=self.env,
             target_return=self.target_return,
             device=self.device,
+            inference=self.inference,
+            precision=self.precision,
             refinement=self.refinement,
         )
         policy, env, _ = loading.load(self.which, self.critic is not None)

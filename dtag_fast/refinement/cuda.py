@@ -73,6 +73,8 @@ def unsupported_reason(
     devices = {str(tensor.device) for tensor in tensors.values()}
     if len(devices) > 1:
         return f"it takes a critic on one device, got {', '.join(sorted(devices))}"
+    if execution.precision == "tf32":
+        return "its precisions are fp32 and bf16, got precision='tf32'"
     if execution.threads is not None:
         return f"threads are the cpu backend's, got threads={execution.threads}"
     try:

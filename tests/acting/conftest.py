@@ -14,6 +14,7 @@ from dtag_fast.models.config import ModelConfig
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.decision_transformer import SequenceModel, build_model
 from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.refinement.execution import Precision
 
 STATE, ACTION = 5, 3
 
@@ -26,8 +27,8 @@ def inference(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.param == "native" and unavailable_reason() is not None:
         pytest.skip(str(unavailable_reason()))
 
-    def choose(word: Inference, model: SequenceModel) -> str:
-        return choose_inference(request.param if word == "auto" else word, model)
+    def choose(word: Inference, model: SequenceModel, precision: Precision) -> str:
+        return choose_inference(request.param if word == "auto" else word, model, precision)
 
     monkeypatch.setattr("dtag_fast.acting.policy.choose_inference", choose)
     return str(request.param)

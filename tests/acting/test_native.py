@@ -98,6 +98,7 @@ def compare(policies: list[Policy], steps: int, seed: int = 0, resets: bool = Tr
         {"block_norm": "pre", "activation": "gelu", "embedding_dim": 40, "attention_heads": 5},
         {"block_norm": "post", "activation": "relu", "embedding_dim": 33, "attention_heads": 1},
         {"blocks": 1, "context_length": 1, "embedding_dim": 64, "attention_heads": 4},
+        {"embedding_dim": 25, "attention_heads": 25},
         {"blocks": 3, "context_length": 7, "embedding_dim": 48, "attention_heads": 2},
     ],
     ids=lambda config: "-".join(str(each) for each in config.values()) or "default",
@@ -130,6 +131,52 @@ def test_every_instruction_set(make: ModelFactory, isa: str, attention: str) -> 
         for envs in (1, 2, 5, 17):
             model = make("reinformer", attention=attention, embedding_dim=72)
             compare(both(model, ReturnHead(), envs=envs), 7)
+    finally:
+        _native.select_isa(before)
+
+
+def rounded(model: SequenceModel) -> SequenceModel:
+    """The model with the blocks' weights and their inputs in bfloat16, as torch rounds."""
+    for block in model.blocks:
+        for layer in block.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.data = layer.weight.data.bfloat16().float()
+                layer.register_forward_pre_hook(lambda _, inputs: inputs[0].bfloat16().float())
+    return model
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("attention", ["full", "sliding"])
+@pytest.mark.parametrize("kind", ["dt", "reinformer"])
+def test_bfloat16(make: ModelFactory, isa: str, kind: str, attention: str) -> None:
+    """What torch makes of rounded weights and inputs, but for a number that is rounded otherwise
+    once in a while; and so close to the model that it is the same policy. Odd widths, too."""
+    from dtag_fast import _native
+
+    before = _native.isa()
+    _native.select_isa(isa)
+    try:
+        for width, heads in ((48, 3), (25, 25)):  # powers of 4 a head: its scale is exact
+            sizes = {"attention": attention, "embedding_dim": width, "attention_heads": heads}
+            model, twin = make(kind, **sizes), rounded(make(kind, **sizes))
+            policies = [
+                Policy(model, PREDICTORS[kind], inference="native", precision="bf16"),
+                Policy(twin, PREDICTORS[kind], inference="torch"),
+                Policy(model, PREDICTORS[kind], inference="torch"),
+            ]
+            generator = np.random.default_rng(0)
+            close, far = [], []
+            for policy in policies:
+                policy.reset(9)
+            for _ in range(8):
+                rows = generator.standard_normal((9, STATE)).astype(np.float32)
+                rewards = np.ones(9, dtype=np.float32)
+                actions, expected, plain = (policy.act(rows, rewards) for policy in policies)
+                close.append(np.abs(actions - expected))
+                far.append(np.abs(actions - plain))
+            assert np.median(close) < 0.1 * np.median(far)
+            assert np.max(close) < 0.1
+            assert 1e-4 < np.max(far) < 0.2
     finally:
         _native.select_isa(before)
 
@@ -301,21 +348,30 @@ def test_models_it_does_not_know(strangers: list[tuple[str, SequenceModel]]) -> 
     for message, model in strangers:
         with pytest.raises(RuntimeError, match=f"native cannot be had: .*{message}"):
             Policy(model, PREDICTORS["dt"], inference="native")
+        with pytest.raises(RuntimeError, match=message):
+            Policy(model, PREDICTORS["dt"], precision="bf16")
         assert Policy(model, PREDICTORS["dt"]).inference == "torch"
 
 
 def test_the_word(make_model: ModelFactory) -> None:
     model = make_model("dt")
-    with pytest.raises(ValueError, match="inference: expected auto, native or torch, got 'fast'"):
+    with pytest.raises(
+        ValueError, match="inference: expected one of auto, native, torch, got 'fast'"
+    ):
         Policy(model, PREDICTORS["dt"], inference="fast")  # type: ignore[arg-type]
     assert unsupported_reason(model) is None
     policy = Policy(model, PREDICTORS["dt"])
     assert policy.inference == policy.describe()["inference"] == "native"
     assert isinstance(policy._context, NativeContext)
     assert repr(policy) == (
-        "Policy(dt, FixedTarget(target_return=11.0), inference='native', num_envs=1)"
+        "Policy(dt, FixedTarget(target_return=11.0), inference='native', precision='fp32', "
+        "num_envs=1)"
     )
     chosen = Policy(model, PREDICTORS["dt"], inference="torch")
+    with pytest.raises(ValueError, match="precision: expected one of fp32, bf16, got 'int8'"):
+        Policy(model, PREDICTORS["dt"], precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="precision: bf16 is of native inference"):
+        Policy(model, PREDICTORS["dt"], inference="torch", precision="bf16")
     assert chosen.without_refinement().inference == "torch"
 
 

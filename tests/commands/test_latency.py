@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dtag_fast.acting.native import unavailable_reason
 from dtag_fast.acting.policy import Policy
 from dtag_fast.acting.streaming import StreamingContext
 from dtag_fast.cli import main
@@ -66,3 +67,14 @@ def test_a_streaming_policy_is_trained_evaluated_and_measured(
     assert main(["evaluate", "--policy", "run", "--episodes", "2", "--checkpoint", "last"]) == 0
     assert main(["latency", "run", "--steps", "5", "--hz", "2000"]) == 0
     assert "of 5 deadlines" in capsys.readouterr().out
+
+
+def test_what_computes_is_chosen_by_a_word(
+    workspace: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = ["latency", str(workspace.policy), "--steps", "3", "--hz", "2000"]
+    assert main([*measure, "--inference", "torch"]) == 0
+    assert main([*measure, "--inference", "torch", "--precision", "bf16"]) == 1
+    assert "precision: bf16 is of native inference" in capsys.readouterr().err
+    if unavailable_reason() is None:
+        assert main([*measure, "--inference", "native", "--precision", "bf16"]) == 0

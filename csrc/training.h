@@ -57,7 +57,8 @@ struct Iql {
 // Adam at some step: the learning rate divided by the mean's bias correction, and the factor of the
 // root of the square that corrects its bias.
 struct Adam {
-  float rate, root_factor, beta1, beta2, epsilon;
+  float rate, root_factor, epsilon;
+  double beta1, beta2;  // 1 - beta2 has no digits to lose
 };
 
 // rows [any, 2 S + A + 2] hold observation, action, next observation, reward, and 0 after a
@@ -69,12 +70,58 @@ struct IqlBatch {
   float* losses;
 };
 
+// Element i is dropped where a hash of i and the seed, uniform over 32 bits, is below the threshold;
+// the others are multiplied by the scale.
+struct Dropout {
+  uint64_t seed;
+  uint32_t threshold;
+  float scale;
+};
+
+// A tensor [batch, heads, length, width] whose last dimension has no gaps, by strides in floats.
+struct Heads {
+  float* data;
+  ptrdiff_t batch, head, row;
+};
+
+constexpr int most_length = 128;  // of Attention
+
+// Causal attention, see simd/attention.h. probabilities [batch, heads, length, length] connect the
+// forward pass, which writes out and them, with the backward pass, which writes by_query, by_key and
+// by_value. width is a multiple of 16.
+struct Attention {
+  int batch, heads, length, width;
+  float scale;
+  Heads query, key, value, out, by_out, by_query, by_key, by_value;
+  float* probabilities;
+};
+
+struct LambTensor {
+  float* value;
+  const float* gradient;
+  float *mean, *square;  // exp_avg, exp_avg_sq
+  int64_t elements;
+};
+
+// LAMB at some step: mean_factor and root_factor correct the bias of the mean and of the root of the
+// square; gradients are multiplied by gradient_factor first. Without weight decay no step is scaled.
+struct Lamb {
+  float rate, mean_factor, root_factor, epsilon, weight_decay, gradient_factor;
+  double beta1, beta2;
+};
+
 // Of one instruction set. Workspaces are numbers of floats; memory is aligned to 64 bytes.
 struct TrainingKernels {
   size_t (*multiply_workspace)(const Product& product);
   void (*multiply)(const Product& product, float* workspace, int threads);
   size_t (*iql_workspace)(const Iql& iql);
   void (*iql_step)(const Iql& iql, const IqlBatch& batch, float* workspace, int threads);
+  void (*gelu)(const float* x, float* value, float* slope, int64_t elements, int threads);
+  void (*dropout)(const float* x, float* out, int64_t elements, const Dropout& how, int threads);
+  void (*attend)(const Attention& attention, bool backward, int threads);
+  int64_t (*lamb_sums)(const LambTensor* tensors, int count);  // how many lamb_step needs
+  void (*lamb_step)(const LambTensor* tensors, int count, const Lamb& lamb, double* sums,
+                    int threads);
 };
 
 extern const TrainingKernels training_avx512;

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <stdexcept>
 #include <vector>
@@ -111,8 +112,8 @@ class IqlTrainer {
     const TrainingKernels& with = training_kernels();
     const IqlBatch batch{
         at<const float>(rows), at<const int64_t>(index),
-        {static_cast<float>(adam[0]), static_cast<float>(adam[1]), static_cast<float>(adam[2]),
-         static_cast<float>(adam[3]), static_cast<float>(adam[4])},
+        {static_cast<float>(adam[0]), static_cast<float>(adam[1]), static_cast<float>(adam[4]),
+         adam[2], adam[3]},
         at<float>(losses)};
     const py::gil_scoped_release released;
     with.iql_step(iql_, batch, workspace_.get(with.iql_workspace(iql_)), threads);
@@ -124,6 +125,63 @@ class IqlTrainer {
   Workspace64 workspace_;
 };
 
+void run_gelu(uintptr_t x, uintptr_t value, uintptr_t slope, int64_t elements, int threads) {
+  const TrainingKernels& with = training_kernels();
+  const py::gil_scoped_release released;
+  with.gelu(at<const float>(x), at<float>(value), at<float>(slope), elements, threads);
+}
+
+void run_dropout(uintptr_t x, uintptr_t out, int64_t elements, uint64_t seed, double probability,
+                 int threads) {
+  const TrainingKernels& with = training_kernels();
+  const Dropout how{seed, static_cast<uint32_t>(probability * 4294967296.0),
+                    static_cast<float>(1.0 / (1.0 - probability))};
+  const py::gil_scoped_release released;
+  with.dropout(at<const float>(x), at<float>(out), elements, how, threads);
+}
+
+using HeadStrides = std::array<int64_t, 4>;  // address, and the strides of Heads
+
+Heads heads_at(const HeadStrides& of) {
+  return {at<float>(static_cast<uintptr_t>(of[0])), static_cast<ptrdiff_t>(of[1]),
+          static_cast<ptrdiff_t>(of[2]), static_cast<ptrdiff_t>(of[3])};
+}
+
+// tensors: query, key, value, out; for the backward pass by_out, by_query, by_key, by_value besides.
+void run_attend(const std::array<int, 4>& sizes, const std::vector<HeadStrides>& tensors,
+                uintptr_t probabilities, int threads) {
+  const TrainingKernels& with = training_kernels();
+  if (tensors.size() != 4 && tensors.size() != 8)
+    throw py::value_error("tensors: expected 4, or 8 for the backward pass");
+  if (sizes[2] > most_length || sizes[3] % 16 != 0)
+    throw py::value_error("sizes: expected a shorter sequence, and a width in sixteens");
+  Heads heads[8] = {};
+  for (size_t t = 0; t < tensors.size(); ++t) heads[t] = heads_at(tensors[t]);
+  const Attention attention{
+      sizes[0], sizes[1], sizes[2], sizes[3], 1.0f / std::sqrt(static_cast<float>(sizes[3])),
+      heads[0], heads[1], heads[2], heads[3], heads[4],
+      heads[5], heads[6], heads[7], at<float>(probabilities)};
+  const py::gil_scoped_release released;
+  with.attend(attention, tensors.size() == 8, threads);
+}
+
+// tensors: parameter, gradient, exp_avg, exp_avg_sq, number of elements; numbers: as in Lamb.
+void run_lamb(const std::vector<std::array<uintptr_t, 5>>& tensors,
+              const std::array<double, 8>& numbers, int threads) {
+  const TrainingKernels& with = training_kernels();
+  std::vector<LambTensor> list;
+  for (const auto& a : tensors)
+    list.push_back({at<float>(a[0]), at<const float>(a[1]), at<float>(a[2]), at<float>(a[3]),
+                    static_cast<int64_t>(a[4])});
+  const auto number = [&](int i) { return static_cast<float>(numbers[i]); };
+  const Lamb lamb{number(0), number(1), number(2),  number(5),
+                  number(6), number(7), numbers[3], numbers[4]};
+  const int count = static_cast<int>(list.size());
+  std::vector<double> sums(static_cast<size_t>(with.lamb_sums(list.data(), count)));
+  const py::gil_scoped_release released;
+  with.lamb_step(list.data(), count, lamb, sums.data(), threads);
+}
+
 }  // namespace
 
 void bind_training(py::module_& module) {
@@ -131,6 +189,13 @@ void bind_training(py::module_& module) {
   module.def("multiply", &run_multiply, py::arg("rows"), py::arg("columns"), py::arg("inner"),
              py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("out"), py::arg("out_stride"),
              py::arg("threads"));
+  module.def("gelu", &run_gelu, py::arg("x"), py::arg("value"), py::arg("slope"),
+             py::arg("elements"), py::arg("threads"));
+  module.def("dropout", &run_dropout, py::arg("x"), py::arg("out"), py::arg("elements"),
+             py::arg("seed"), py::arg("probability"), py::arg("threads"));
+  module.def("attend", &run_attend, py::arg("sizes"), py::arg("tensors"),
+             py::arg("probabilities"), py::arg("threads"));
+  module.def("lamb_step", &run_lamb, py::arg("tensors"), py::arg("numbers"), py::arg("threads"));
   py::class_<IqlTrainer>(module, "IqlTrainer")
       .def(py::init<int, int, int, const std::vector<int>&, int, float, float, float, float, bool,
                     float, uintptr_t, uintptr_t, const Tensors&, const Tensors&>(),

@@ -140,6 +140,35 @@ def multiply(
     A matrix comes as its address and the strides of its two dimensions, in floats; bias may be 0.
     """
 
+def gelu(x: int, value: int, slope: int, elements: int, threads: int) -> None:
+    """The exact GELU and its derivative at each element."""
+
+def dropout(x: int, out: int, elements: int, seed: int, probability: float, threads: int) -> None:
+    """out = x / (1 - probability), or 0 where a hash of seed and element's number says so."""
+
+def attend(
+    sizes: tuple[int, int, int, int],
+    tensors: Sequence[tuple[int, int, int, int]],
+    probabilities: int,
+    threads: int,
+) -> None:
+    """Causal attention of [batch, heads, length, width] = sizes, or its derivatives.
+
+    tensors: query, key, value, out, and for the derivatives by_out, by_query, by_key, by_value;
+    each as its address and first three strides, the fourth being 1.
+    """
+
+def lamb_step(
+    tensors: Sequence[tuple[int, int, int, int, int]],
+    numbers: tuple[float, float, float, float, float, float, float, float],
+    threads: int,
+) -> None:
+    """LAMB's step for (parameter, gradient, exp_avg, exp_avg_sq, elements) each.
+
+    numbers: learning rate, the factors that correct the bias of the mean and of the root of the
+    square, beta1, beta2, epsilon, weight decay, a factor of the gradients.
+    """
+
 class IqlTrainer:
     """The update of an IQL critic, see csrc/training.h; tensors come as addresses.
 

@@ -370,9 +370,9 @@ class IqlUpdate {
 
   void adam_vector(float* const (&at)[4], Vec gradient) const {
     const Adam& a = batch_.adam;
-    const Vec mean = fma(gradient - load(at[1]), broadcast(1.0f - a.beta1), load(at[1]));
+    const Vec mean = fma(gradient - load(at[1]), narrow(1.0 - a.beta1), load(at[1]));
     const Vec square =
-        fma(gradient * gradient, broadcast(1.0f - a.beta2), load(at[2]) * broadcast(a.beta2));
+        fma(gradient * gradient, narrow(1.0 - a.beta2), load(at[2]) * narrow(a.beta2));
     store(at[1], mean);
     store(at[2], square);
     const Vec root = fma(square_root(square), broadcast(a.root_factor), broadcast(a.epsilon));

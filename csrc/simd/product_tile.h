@@ -8,6 +8,8 @@
 namespace dtag {
 inline namespace DTAG_TARGET {
 
+inline Vec narrow(double x) { return broadcast(static_cast<float>(x)); }
+
 constexpr int panel = 32;  // columns
 constexpr int chunk = 2 * Vec::lanes;  // of them, in registers at once
 constexpr int tile_rows = Vec::registers == 32 ? 8 : 6;

@@ -69,10 +69,10 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, read: Tensor | None = None) -> Tensor:
         """x [B, T, D] -> [B, T, D]; mask [B or 1, 1, T, T], True where a row may look.
 
-        None is the causal mask.
+        None is the causal mask. `read` leaves out what is not asked for: see `Block`.
         """
         batch, length, width = x.shape
         query, key, value = (
@@ -90,7 +90,8 @@ class Attention(nn.Module):
         )
         if not self.drop_weights:
             attended = F.dropout(attended, dropout, self.training)
-        out = self.projection(attended.transpose(1, 2).reshape(batch, length, width))
+        attended = attended.transpose(1, 2).reshape(batch, length, width)
+        out = self.projection(attended if read is None else attended.index_select(1, read))
         return F.dropout(out, dropout, self.training)
 
 
@@ -109,12 +110,14 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * width, width)
         self.mlp_norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, T, D] -> [B, T, D]."""
+    def forward(self, x: Tensor, mask: Tensor | None, read: Tensor | None = None) -> Tensor:
+        """x [B, T, D] -> [B, T, D], or [B, R, D] where only the positions `read` [R] are wanted."""
+        attended = self.attention(self.attention_norm(x) if self.pre_norm else x, mask, read)
+        x = x if read is None else x.index_select(1, read)
+        x = x + attended
         if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), mask)
             return x + self._mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self.attention(x, mask))
+        x = self.attention_norm(x)
         normed: Tensor = self.mlp_norm(x + self._mlp(x))
         return normed
 
@@ -247,16 +250,29 @@ class SequenceModel(nn.Module, ABC):
                 f"(max_timestep - 1), got {low} to {high}"
             )
 
-    def _transform(self, tokens: Sequence[Tensor], mask: Tensor | None) -> Tensor:
-        """Tokens of a step in their order, 3 x [B, K, D] -> hidden states [B, K, 3, D]."""
+    def _transform(
+        self, tokens: Sequence[Tensor], mask: Tensor | None, read: Sequence[int] = (0, 1, 2)
+    ) -> Tensor:
+        """Tokens of a step in their order, 3 x [B, K, D] -> hidden states [B, K, R, D].
+
+        `read` says which R of a step's tokens are wanted. What follows the last of them is seen by
+        none of them, and the last block has nothing to do for the others: both are left out.
+        """
         batch, steps, width = tokens[0].shape
         x = torch.stack(tuple(tokens), dim=2).reshape(batch, TOKENS_PER_STEP * steps, width)
         x = self._drop_embedding(self.embed_norm(x))
         span = self.config.context_length if self.config.attention == "sliding" else steps
         visible = _visible(steps, span, mask, x.device)
-        for block in self.blocks:
+        length = TOKENS_PER_STEP * (steps - 1) + max(read) + 1
+        x = x[:, :length]
+        if visible is not None:
+            visible = visible[..., :length, :length]
+        for block in self.blocks[:-1]:
             x = block(x, visible)
-        hidden: Tensor = self.final_norm(x).reshape(batch, steps, TOKENS_PER_STEP, width)
+        first = TOKENS_PER_STEP * torch.arange(steps, device=x.device).unsqueeze(1)
+        positions = (first + torch.tensor(read, device=x.device)).flatten()
+        x = self.blocks[-1](x, visible, positions if len(read) < TOKENS_PER_STEP else None)
+        hidden: Tensor = self.final_norm(x).reshape(batch, steps, len(read), width)
         return hidden
 
     def _drop_embedding(self, x: Tensor) -> Tensor:
@@ -297,8 +313,8 @@ class DecisionTransformer(SequenceModel):
         mask: Tensor | None = None,
     ) -> SequenceOutput:
         observation, action, target = self._embed(observations, actions, returns_to_go, timesteps)
-        hidden = self._transform((target, observation, action), mask)
-        mean = torch.tanh(self.predict_action(hidden[:, :, 1]).float())
+        hidden = self._transform((target, observation, action), mask, read=(1,))
+        mean = torch.tanh(self.predict_action(hidden[:, :, 0]).float())
         return SequenceOutput(self.box_actions(mean))
 
     def _drop_embedding(self, x: Tensor) -> Tensor:
@@ -338,7 +354,7 @@ class Reinformer(SequenceModel):
         mask: Tensor | None = None,
     ) -> SequenceOutput:
         observation, action, target = self._embed(observations, actions, returns_to_go, timesteps)
-        hidden = self._transform((observation, target, action), mask=None)
+        hidden = self._transform((observation, target, action), mask=None, read=(0, 1))
         mean = torch.tanh(self.predict_action(hidden[:, :, 1]).float())
         returns = self.predict_return(hidden[:, :, 0]).float().squeeze(-1) * self.config.rtg_scale
         return SequenceOutput(self.box_actions(mean), self.log_std.clamp(*LOG_STD_RANGE), returns)

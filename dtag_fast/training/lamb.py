@@ -13,11 +13,14 @@ Source: Dragon-Zhuang/Reinformer, lamb.py, which is that of facebookresearch/onl
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dtag_fast.training.native_layers import available
 
 
 class Lamb(torch.optim.Optimizer):
@@ -78,6 +81,10 @@ class Lamb(torch.optim.Optimizer):
         square = [state["exp_avg_sq"] for state in states]
         step = float(states[0]["step"])  # kept on the CPU: no synchronisation
 
+        if _takes_native([*params, *mean, *square, *(p.grad for p in params)]):
+            tensors = zip(params, mean, square, strict=True)
+            self._native_step(group, list(tensors), step, 1.0 / float(clip))
+            return
         gradients = torch._foreach_div([p.grad for p in params], clip)
         torch._foreach_lerp_(mean, gradients, 1.0 - beta1)
         torch._foreach_mul_(square, beta2)
@@ -95,3 +102,38 @@ class Lamb(torch.optim.Optimizer):
             ratio = torch.where((own > 0) & (of_update > 0), own / of_update, 1.0)
             torch._foreach_mul_(update, list(ratio.unbind()))
         torch._foreach_add_(params, update, alpha=-group["lr"])
+
+    def _native_step(
+        self,
+        group: dict[str, Any],
+        tensors: list[tuple[Tensor, Tensor, Tensor]],
+        step: float,
+        gradient_factor: float,
+    ) -> None:
+        """What follows in `_step_group`, two passes over the memory (csrc/simd/pointwise.h)."""
+        beta1, beta2 = group["betas"]
+        numbers = (
+            group["lr"],
+            1.0 / (1.0 - beta1**step),
+            (1.0 - beta2**step) ** -0.5,
+            beta1,
+            beta2,
+            group["eps"],
+            group["weight_decay"],
+            gradient_factor,
+        )
+        addresses = [
+            (p.data_ptr(), p.grad.data_ptr(), mean.data_ptr(), square.data_ptr(), p.numel())
+            for p, mean, square in tensors
+            if p.grad is not None
+        ]
+        native = importlib.import_module("dtag_fast._native")
+        native.lamb_step(addresses, numbers, torch.get_num_threads())
+        torch.autograd.graph.increment_version([p for p, _, _ in tensors])
+
+
+def _takes_native(tensors: list[Any]) -> bool:
+    plain = all(
+        x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors
+    )
+    return plain and available()

@@ -17,6 +17,7 @@ from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.data.windows import Windows, WindowSampler
 from dtag_fast.models.decision_transformer import SequenceModel, build_model
 from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.training import native_layers
 from dtag_fast.training.config import PolicyConfig
 from dtag_fast.training.guide import advantage_weights, load_guide
 from dtag_fast.training.lamb import Lamb
@@ -202,11 +203,13 @@ class PolicyLearner(Learner):
             "mlp": self._mlp_losses,
         }[config.model.kind]
         self._losses = torch.compile(losses) if config.compile else losses
+        self.native = device.type == "cpu" and not config.compile and native_layers.available()
 
     def update(self, step: int) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * _warmup(step, self.config.warmup_steps)
-        losses: Tensor = self._losses(*self._batch())
+        with native_layers.native_layers(self.native):
+            losses: Tensor = self._losses(*self._batch())
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses[0])
         if self.config.gradient_clip > 0:

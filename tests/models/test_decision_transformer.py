@@ -261,13 +261,12 @@ def test_dropout_acts_where_the_papers_code_has_it(
     monkeypatch.setattr(F, "dropout", spy_dropout)
     model = make_model(config).train()
     model(**make_windows())
-    tokens, per_head = (12, 24), (3, 12, 8)
-    if config.kind == "dt":  # embedding, projection, MLP
+    if config.kind == "dt":  # embedding, projection, MLP; the latter of what is read
         assert attention_dropout == [0.25]
-        assert shapes == [tokens, tokens, tokens]
-    else:  # attended values, projection, MLP
+        assert shapes == [(12, 24), (4, 24), (4, 24)]
+    else:  # attended values, projection, MLP; the last action is seen by nobody
         assert attention_dropout == [0.0]
-        assert shapes == [per_head, tokens, tokens]
+        assert shapes == [(3, 11, 8), (8, 24), (8, 24)]
     shapes.clear()
     attention_dropout.clear()
     model.eval()(**make_windows())
@@ -370,3 +369,20 @@ def test_full_attention_has_no_history() -> None:
     assert DT.history == REINFORMER.history == 0
     with pytest.raises(ValueError, match="attention: expected one of full, sliding, got 'local'"):
         dataclasses.replace(DT, attention="local")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@KINDS
+def test_hidden_states_that_are_not_read_are_left_out(config: ModelConfig, sliding: bool) -> None:
+    steps = 6 if sliding else 4
+    config = dataclasses.replace(config, attention="sliding" if sliding else "full")
+    model = make_model(config)
+    tokens = [torch.randn(3, steps, config.embedding_dim) for _ in range(3)]
+    mask = torch.ones(3, steps, dtype=torch.bool)
+    mask[0, :2] = False
+    for given in (None, mask):
+        whole = model._transform(tokens, given)
+        assert whole.shape == (3, steps, 3, config.embedding_dim)
+        for read in ((0,), (1,), (0, 1), (0, 2)):
+            part = model._transform(tokens, given, read=read)
+            torch.testing.assert_close(part, whole[:, :, list(read)], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,248 @@
+"""Layers of the sequence models on the native kernels while a model trains on the CPU.
+
+Torch's matrix products on the CPU are MKL's, which on other makers' processors leaves half of a
+core's arithmetic unused; its dropout draws one number after the other. Inside `native_layers()`
+the same modules compute with csrc/simd/multiply.h and pointwise.h: linear layers, GELU and dropout,
+in float32, forward and backward. What they return agrees with torch to rounding, dropout apart,
+which drops other elements: they follow from one number of torch's generator per call, so that
+resuming stays exact.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from dtag_fast import build_info
+
+LEAST_WORK = 1 << 20  # multiply-adds of a product; below it a call costs more than is gained
+LEAST_ELEMENTS = 1 << 14
+LONGEST = 128  # sequence of the attention kernel
+
+
+def available() -> bool:
+    """Whether this machine has the kernels."""
+    if build_info.native_missing_reason() or build_info.isa_error():
+        return False
+    return bool(_load().can_train())
+
+
+@contextmanager
+def native_layers(enabled: bool) -> Iterator[None]:
+    """Within this, calls that the kernels take go to them; with `enabled` False none do."""
+    if not enabled:
+        yield
+        return
+    with _NativeLayers():
+        yield
+
+
+class _NativeLayers(TorchFunctionMode):
+    """Replaces functions of torch.nn.functional where their inputs are float32 on the CPU."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        replacement = REPLACEMENTS.get(func)
+        if replacement is not None and torch.is_grad_enabled():
+            result = replacement(*args, **kwargs)
+            if result is not None:
+                return result
+        return func(*args, **kwargs)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    if not _plain(x) or x.numel() * weight.shape[0] < LEAST_WORK:
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return None
+    out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Tensor | None:
+    if approximate != "none" or not _plain(x) or not x.is_contiguous():
+        return None
+    out: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _dropout(
+    x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor | None:
+    if not training or p == 0.0 or inplace or not _plain(x.float()):
+        return None
+    out: Tensor = _Dropout.apply(x.float(), p)  # type: ignore[no-untyped-call]
+    return out.to(x.dtype)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+) -> Tensor | None:
+    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    wide = [x.float() for x in (query, key, value)]
+    length, width = query.shape[-2:]
+    short = length <= LONGEST and width % 16 == 0 and query.ndim == 4
+    if is_causal and attn_mask is None and dropout_p == 0.0 and short:
+        attended: Tensor = _CausalAttention.apply(*wide)  # type: ignore[no-untyped-call]
+    elif query.dtype == torch.bfloat16:  # in float32: torch's own takes ten times as long backward
+        with torch.autocast("cpu", enabled=False):
+            attended = F.scaled_dot_product_attention(
+                wide[0], wide[1], wide[2], attn_mask, dropout_p, is_causal
+            )
+    else:
+        return None
+    return attended.to(query.dtype)
+
+
+def _plain(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= LEAST_ELEMENTS
+
+
+REPLACEMENTS: dict[Any, Callable[..., Tensor | None]] = {
+    F.linear: _linear,
+    F.gelu: _gelu,
+    F.dropout: _dropout,
+    F.scaled_dot_product_attention: _attention,
+}
+
+
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [M, K] b [K, N] + bias [N], float32 on the CPU, of any strides."""
+    rows, inner = a.shape
+    columns = b.shape[1]
+    out = torch.empty(rows, columns)
+    _load().multiply(
+        rows,
+        columns,
+        inner,
+        (a.data_ptr(), *a.stride()),
+        (b.data_ptr(), *b.stride()),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        columns,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    """x [..., in] W^T + b."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(flat, weight)
+        ctx.shape = x.shape
+        return multiply(flat, weight.t(), bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        flat, weight = ctx.saved_tensors
+        by_out = by_out.reshape(-1, by_out.shape[-1])
+        by_x = multiply(by_out, weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        by_weight = multiply(by_out.t(), flat)
+        return by_x, by_weight, by_out.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+
+class _Gelu(torch.autograd.Function):
+    """The exact GELU; its slope is computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        value, slope = torch.empty_like(x), torch.empty_like(x)
+        threads = torch.get_num_threads()
+        addresses = x.data_ptr(), value.data_ptr(), slope.data_ptr()
+        _load().gelu(*addresses, x.numel(), threads)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, by_value: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        by_x: Tensor = by_value * slope
+        return by_x
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Of queries, keys and values [B, H, T, D], without dropout."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        tensors = [_without_gaps(x) for x in (query, key, value)]
+        batch, heads, length, _ = query.shape
+        out = _of_steps(query)
+        probabilities = torch.empty(batch, heads, length, length)
+        _attend(query.shape, [*tensors, out], probabilities)
+        ctx.save_for_backward(*tensors, probabilities)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, ...]:
+        query, key, value, probabilities = ctx.saved_tensors
+        found = tuple(_of_steps(query) for _ in range(3))
+        by_out = _without_gaps(by_out)
+        _attend(query.shape, [query, key, value, by_out, by_out, *found], probabilities)
+        return found
+
+
+def _of_steps(x: Tensor) -> Tensor:
+    """Memory for [B, H, T, D] in the order [B, T, H, D], as the layers around attention have it."""
+    batch, heads, length, width = x.shape
+    return torch.empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _without_gaps(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _attend(shape: torch.Size, tensors: list[Tensor], probabilities: Tensor) -> None:
+    places = [(x.data_ptr(), *x.stride()[:3]) for x in tensors]
+    _load().attend(tuple(shape), places, probabilities.data_ptr(), torch.get_num_threads())
+
+
+class _Dropout(torch.autograd.Function):
+    """Zero with probability p, otherwise x / (1 - p); backward draws the same again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        ctx.p = p
+        ctx.seed = int(torch.randint(2**63 - 1, ()))
+        # Elements are numbered as they lie in memory: for what attention returns, by steps first.
+        ctx.swap = not x.is_contiguous() and x.ndim == 4
+        return _drop(x, ctx)
+
+    @staticmethod
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, None]:
+        return _drop(by_out, ctx), None
+
+
+def _drop(x: Tensor, ctx: Any) -> Tensor:
+    x = (x.transpose(1, 2) if ctx.swap else x).contiguous()
+    out = torch.empty_like(x)
+    addresses = x.data_ptr(), out.data_ptr()
+    _load().dropout(*addresses, x.numel(), ctx.seed, ctx.p, torch.get_num_threads())
+    return out.transpose(1, 2) if ctx.swap else out
+
+
+def _load() -> ModuleType:
+    return importlib.import_module("dtag_fast._native")

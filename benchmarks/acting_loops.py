@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dtag_fast.acting.native import Inference
+from dtag_fast.acting.native import Inference, Precision
 from dtag_fast.acting.policy import Policy
 from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
 from dtag_fast.models.config import ModelConfig
@@ -26,7 +26,6 @@ from dtag_fast.models.critic import Critic
 from dtag_fast.models.decision_transformer import TOKENS_PER_STEP, SequenceModel, build_model
 from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.refinement import reference
-from dtag_fast.refinement.execution import Precision
 
 Floats = NDArray[np.float32]
 STEPS, STEP_SIZE, TARGET = 10, 0.03, 3000.0

@@ -126,7 +126,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         "std": critic.normalizer.std.detach().clone(),
         "observation_weights": _padded(weights[0][:, :, :size].mT, size, width),
         "action_weights": _padded(of_action.mT, actions, width)
-        .unflatten(2, (width // warp, warp))
+        .reshape(critic.heads, actions, width // warp, warp)
         .transpose(1, 2)
         .contiguous(),
         "action_rows": _padded(of_action, width, stride),

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from dtag_fast.acting.native import Inference, choose_inference, unavailable_reason
+from dtag_fast.acting.native import Inference, Precision, choose_inference, unavailable_reason
 from dtag_fast.models.config import ModelConfig
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.decision_transformer import SequenceModel, build_model
 from dtag_fast.models.normalizer import Normalizer
-from dtag_fast.refinement.execution import Precision
 
 STATE, ACTION = 5, 3
 

@@ -207,6 +207,8 @@ def test_it_says_what_it_does_not_take() -> None:
     assert "torch.float64 on cpu" in str(cuda.unsupported_reason(random_critic().double()))
     threads = Execution(threads=2)
     assert "got threads=2" in str(cuda.unsupported_reason(random_critic(), execution=threads))
+    tf32 = Execution(precision="tf32")
+    assert "got precision='tf32'" in str(cuda.unsupported_reason(random_critic(), execution=tf32))
 
 
 def test_it_takes_critics_on_the_gpu_only() -> None:

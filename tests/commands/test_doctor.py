@@ -20,7 +20,10 @@ from dtag_fast.refinement import BACKENDS, reference
 ROOT = Path(__file__).parents[2]
 
 
-def test_it_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_shows_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # a line a row
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert f"dtag-fast {dtag_fast.__version__}" in out

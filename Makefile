@@ -4,6 +4,8 @@
 # make study-smoke  every study of docs/studies.md at its smallest, in minutes
 # make bench    the benchmarks
 # make sanitize the native tests under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer
+# make nvcc     build the CUDA extension, where there is nvcc, and look at what its compiler says
+# make gpu-check on a machine with a GPU: build for it, run the tests that need it, measure
 # make fuzz     a minute (FUZZ_SECONDS) of clang's libFuzzer on the kernels
 #
 # Each makes .venv first. Once that is there, and until a source changes, no network is needed.
@@ -20,13 +22,13 @@ SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt tools/build_backend.p
 # Threads that wait for work sleep rather than spin: with a busy neighbour spinning costs tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint study-smoke bench sanitize fuzz clean
+.PHONY: demo test lint study-smoke bench sanitize nvcc gpu-check fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dtag demo --out report
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n 2 -p no:benchmark tests
+	$(BIN)/pytest -n 2 -p no:benchmark -m "not nvcc" tests
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -57,6 +59,14 @@ sanitize: $(VENV)/.dependencies
 	$(call NATIVE_TESTS,tsan,thread)
 	$(BIN)/cmake --build build/tsan --target test_threads
 	build/tsan/test_threads --no-fork
+
+nvcc: $(VENV)/.installed
+	$(BIN)/pytest -p no:benchmark -m nvcc tests/native
+
+# By $(PYTHON) as it is, so that it needs no network: torch, triton, numpy, pytest, pybind11, cmake and
+# nvcc have to be there.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.dependencies

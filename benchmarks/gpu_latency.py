@@ -1,0 +1,302 @@
+"""Times of refinement on a GPU: device time by CUDA-graph replay, beside floors of the same device.
+
+Cases, floors and goals are plain arithmetic and need no GPU; what times is at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import HOPPER, STANDING, Case
+from dtag_fast.models.critic import Critic
+from dtag_fast.refinement import BACKENDS, Refiner
+from dtag_fast.refinement.backends import reason_against
+from dtag_fast.refinement.execution import Execution
+from dtag_fast.refinement.parity import Standard
+
+BACKENDS_TIMED = ("graph", "triton", "cuda")
+CHECKED_ROWS = 64
+REPLAYS = 20  # between two events, so that these cost nothing
+SAMPLES = 30
+ACTIVE = 0.5  # of a fresh critic's units
+WIDEST = Case("humanoid", 348, 17)
+
+COLUMNS = {
+    "case": "{}",
+    "B": "{}",
+    "n": "{}",
+    "backend": "{}",
+    "precision": "{}",
+    "p5 us": "{:.1f}",
+    "p50 us": "{:.1f}",
+    "p95 us": "{:.1f}",
+    "call us": "{:.0f}",
+    "floor us": "{:.2f}",
+    "x floor": "{:.1f}x",
+    "x eager": "{:.0f}x",
+    "error": "{:.0e}",
+    "note": "{}",
+}
+NOTES = [
+    "p5, p50, p95: device time of a refinement, a CUDA graph of it replayed.",
+    "call: the median wall time of a call from Python until the result is there, without a graph.",
+    "floor: an empty kernel in a graph, or the walk's multiply-adds at the device's float32 rate "
+    "if that is more; one row cannot use more than one multiprocessor.",
+    "x eager: against plain autograd on the same GPU, wall time against wall time of the graph.",
+    "error: largest in an action against float64, rows near a kink or tie apart. Parity held for "
+    "every row with a time.",
+]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What one refinement is timed on."""
+
+    case: Case
+    precision: str = "fp32"
+
+
+def cases(quick: bool = False) -> list[Timed]:
+    """All of them, the ones with a goal first."""
+
+    def at(case: Case, batch: int, steps: int = 10) -> Case:
+        return Case(case.name, case.observation_dim, case.action_dim, batch, steps)
+
+    chosen = [at(STANDING, 1), at(STANDING, 256), at(STANDING, 4096), at(STANDING, 1, 50)]
+    if quick:
+        return [Timed(case) for case in chosen[:1]]
+    more = [at(STANDING, 64), at(STANDING, 1024), at(HOPPER, 1), at(HOPPER, 256), at(WIDEST, 1)]
+    bf16 = [Timed(at(STANDING, batch), "bf16") for batch in (1, 4096)]
+    return [*map(Timed, chosen), *bf16, *map(Timed, more)]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the device can do.
+
+    Attributes:
+        launch: seconds of an empty kernel in a CUDA graph.
+        multiply_adds: float32, a second, of the whole device.
+        multiprocessors: their number.
+        copied: bytes a second of a copy that stays in the second-level cache, read and written.
+    """
+
+    launch: float
+    multiply_adds: float
+    multiprocessors: int
+    copied: float
+
+
+def walk_work(case: Case) -> float:
+    """The multiply-adds of one row's walk without a flip."""
+    widths = case.hidden
+    inner = ACTIVE * sum(a * b for a, b in itertools.pairwise(widths))
+    build = inner * (1 + case.action_dim) + case.observation_dim * widths[0]
+    step = case.action_dim * (widths[0] + 2 * widths[-1])
+    return case.heads * (build + (case.steps + 1) * step)
+
+
+def floor(case: Case, limits: Limits) -> float:
+    """Seconds below which no walk of the batch can get on the device."""
+    share = min(case.batch, limits.multiprocessors) / limits.multiprocessors
+    return max(limits.launch, case.batch * walk_work(case) / (limits.multiply_adds * share))
+
+
+# name, case, B, n, precision, backend or None for the best of them, most microseconds
+GOALS: tuple[tuple[str, int, int, str, str | None, float], ...] = (
+    ("B=1, best backend", 1, 10, "fp32", None, 12.0),
+    ("B=256, best backend", 256, 10, "fp32", None, 20.0),
+    ("B=4096, best backend", 4096, 10, "fp32", None, 150.0),
+    ("B=4096, bf16, best backend", 4096, 10, "bf16", None, 60.0),
+    ("B=1, graph", 1, 10, "fp32", "graph", 300.0),
+    ("B=1, triton", 1, 10, "fp32", "triton", 40.0),
+)
+LEAST_OVER_EAGER = 300.0
+MOST_OF_50_STEPS = 3.5
+
+
+def goals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each goal, what was reached, and whether that is enough; None where it was not measured."""
+
+    def best(batch: int, steps: int, precision: str, backend: str | None = None) -> float | None:
+        times = [
+            row["p50 us"]
+            for row in rows
+            if (row["case"], row["B"], row["n"]) == (STANDING.name, batch, steps)
+            and row["precision"] == precision
+            and (backend is None or row["backend"] == backend)
+            and row.get("p50 us") is not None
+        ]
+        return min(times, default=None)
+
+    found = []
+    for name, batch, steps, precision, backend, most in GOALS:
+        reached = best(batch, steps, precision, backend)
+        found.append(
+            _goal(name, f"<= {most:g} us", reached, reached is not None and reached <= most)
+        )
+    eager = [
+        row["x eager"]
+        for row in rows
+        if (row["case"], row["B"], row["n"]) == (STANDING.name, 1, 10)
+        and row.get("x eager") is not None
+    ]
+    over = max(eager, default=None)
+    name = "B=1, best backend over eager autograd"
+    found.append(
+        _goal(
+            name, f">= {LEAST_OVER_EAGER:g}x", over, over is not None and over >= LEAST_OVER_EAGER
+        )
+    )
+    short, long = best(1, 10, "fp32"), best(1, 50, "fp32")
+    ratio = None if short is None or long is None else long / short
+    enough = ratio is not None and ratio <= MOST_OF_50_STEPS
+    found.append(_goal("B=1, n=50 over n=10", f"<= {MOST_OF_50_STEPS:g}x", ratio, enough))
+    return found
+
+
+def _goal(name: str, goal: str, reached: float | None, met: bool) -> dict[str, Any]:
+    verdict = "not measured" if reached is None else "yes" if met else "no"
+    return {"goal": name, "asked": goal, "reached": reached, "met": verdict}
+
+
+GOAL_COLUMNS = {"goal": "{}", "asked": "{}", "reached": "{:.1f}", "met": "{}"}
+
+
+# What needs a GPU
+
+
+def measure_limits() -> Limits:
+    """Of the current CUDA device, in a second or two."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    size = 4096
+    left = torch.randn(size, size, device="cuda")
+    product = torch.empty_like(left)
+    seconds = _median(replayed(lambda: torch.mm(left, left, out=product), replays=2))
+    torch.backends.cuda.matmul.allow_tf32 = before
+    one = torch.zeros(1, device="cuda")
+    source = torch.randn(2 << 20, device="cuda")  # 8 MB
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / _median(replayed(lambda: target.copy_(source)))
+    return Limits(
+        launch=_median(replayed(lambda: one.add_(1))),
+        multiply_adds=size**3 / seconds,
+        multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count,
+        copied=copied,
+    )
+
+
+def replayed(call: Callable[[], object], replays: int = REPLAYS) -> list[float]:
+    """Seconds of the device for one call, sampled: a CUDA graph of it, replayed."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    found = []
+    for sample in range(SAMPLES + 3):
+        first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        graph.replay()  # the one before keeps the device busy while events are queued
+        first.record()
+        for _ in range(replays):
+            graph.replay()
+        last.record()
+        last.synchronize()
+        if sample >= 3:
+            found.append(first.elapsed_time(last) * 1e-3 / replays)
+    return found
+
+
+def called(call: Callable[[], object], calls: int) -> list[float]:
+    """Wall seconds of calls, each until the device has done."""
+    call()
+    found = []
+    for _ in range(calls):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _median(seconds: list[float]) -> float:
+    return statistics.median(seconds)
+
+
+def measure(timed: Timed, limits: Limits) -> list[dict[str, Any]]:
+    """A row for eager autograd, and one for each backend: with times, or why there are none."""
+    case = timed.case
+    critic = case.critic().cuda()
+    observations, actions = (array.cuda() for array in case.inputs())
+    words: dict[str, Any] = {"steps": case.steps, "step_size": case.step_size}
+    plain = Refiner(critic, backend="reference", **words)
+    eager = _median(called(lambda: plain(observations, actions), 3))
+    common: dict[str, Any] = {"case": case.name, "B": case.batch, "n": case.steps}
+    rows: list[dict[str, Any]] = []
+    if timed.precision == "fp32":
+        rows.append(common | {"backend": "reference", "precision": "fp32", "call us": eager * 1e6})
+    exact = _rounded(critic) if timed.precision == "bf16" else critic
+    standard = Standard(exact, observations[:CHECKED_ROWS], actions[:CHECKED_ROWS], plain.options)
+    for name in BACKENDS_TIMED:
+        row: dict[str, Any] = common | {"backend": name, "precision": timed.precision}
+        try:
+            row |= _times(name, timed, critic, observations, actions, standard, words)
+        except Exception as error:  # one backend's failure is a row, not the end of the others'
+            row["note"] = str(error).partition("\n")[0][:100]
+        if "p50 us" in row:
+            least = floor(case, limits) * 1e6
+            row |= {"floor us": least, "x floor": row["p50 us"] / least}
+            row["x eager"] = eager * 1e6 / row["p50 us"]
+        rows.append(row)
+    return rows
+
+
+def _times(
+    name: str,
+    timed: Timed,
+    critic: Critic,
+    observations: Tensor,
+    actions: Tensor,
+    standard: Standard,
+    words: dict[str, Any],
+) -> dict[str, Any]:
+    if name not in BACKENDS:
+        return {"note": "not in this version"}
+    execution = Execution.check(algorithm="auto", precision=timed.precision, threads=None)  # type: ignore[arg-type]
+    reason = reason_against(name, critic, standard.options, execution)
+    if reason is not None:
+        return {"note": reason[:100]}
+    refiner = Refiner(critic, backend=name, precision=timed.precision, **words)  # type: ignore[arg-type]
+    parity = standard.measure(refiner(observations, actions)[:CHECKED_ROWS])
+    if not parity.holds:
+        return {"note": f"is not the reference's equal: {parity}", "failed": True}
+    seconds = sorted(replayed(lambda: refiner(observations, actions)))
+    wall = _median(called(lambda: refiner(observations, actions), SAMPLES))
+    return {
+        "p5 us": seconds[len(seconds) // 20] * 1e6,
+        "p50 us": _median(seconds) * 1e6,
+        "p95 us": seconds[-1 - len(seconds) // 20] * 1e6,
+        "call us": wall * 1e6,
+        "error": parity.error,
+    }
+
+
+def _rounded(critic: Critic) -> Critic:
+    from benchmarks.checks import rounded
+
+    return rounded(critic)

@@ -1,0 +1,114 @@
+"""The CUDA extension, built whole by nvcc for every architecture it is for: about a minute.
+
+`make nvcc` runs this; `make test` leaves it out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.native.conftest import BUILDS, ROOT, find_tool, run
+
+pytestmark = pytest.mark.nvcc
+
+ARCHITECTURES = {"sm_80", "sm_90"}
+# Action dimensions of the kernels of the standing shapes: maze, hopper, halfcheetah, humanoid.
+STANDING = (2, 4, 6, 17)
+# Bytes of spill stores of a kernel that builds four rows together, which leaves each of its 512
+# threads 128 registers: of bookkeeping, at most so many.
+SPILLED_TOGETHER = 200
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What ptxas says of a kernel."""
+
+    architecture: str
+    actions: int
+    together: int
+    bf16: bool
+    spill_stores: int
+    spill_loads: int
+    registers: int
+
+
+def kernels(log: str) -> list[Kernel]:
+    """Those of a build's output with -Xptxas=-v."""
+    pattern = (
+        r"walk_kernelILi(?P<actions>\d+)ELi(?P<together>\d+)E(?P<weight>[ft])\S* for "
+        r"'(?P<architecture>\w+)'\n.*\n\s*\d+ bytes stack frame, (?P<stores>\d+) bytes spill "
+        r"stores, (?P<loads>\d+) bytes spill loads\n.*Used (?P<registers>\d+) registers"
+    )
+    return [
+        Kernel(
+            architecture=found["architecture"],
+            actions=int(found["actions"]),
+            together=int(found["together"]),
+            bf16=found["weight"] == "t",
+            spill_stores=int(found["stores"]),
+            spill_loads=int(found["loads"]),
+            registers=int(found["registers"]),
+        )
+        for found in re.finditer(pattern, log)
+    ]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where the extension was built, and what the compilers said."""
+    nvcc = find_tool("nvcc")
+    pybind11 = pytest.importorskip("pybind11")
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
+    directory = BUILDS / "nvcc"
+    run(
+        cmake,
+        "-S",
+        str(ROOT),
+        "-B",
+        str(directory),
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        "-DDTAG_CUDA=ON",
+        "-UCMAKE_CUDA_ARCHITECTURES",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )
+    for path in (directory / "csrc" / "cuda").glob("CMakeFiles/cuda_walk_*.dir/*.o"):
+        path.unlink()  # what is not compiled anew says nothing
+    log = run(cmake, "--build", directory, "--target", "_cuda", f"-j{os.cpu_count()}")
+    return directory, log
+
+
+def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
+    found = kernels(built[1])
+    for actions in STANDING:
+        alone = [k for k in found if k.actions == actions and k.together == 1]
+        assert {(k.architecture, k.bf16) for k in alone} == {
+            (architecture, bf16) for architecture in ARCHITECTURES for bf16 in (False, True)
+        }
+        assert [k for k in alone if k.spill_stores or k.spill_loads] == []
+        together = [k for k in found if k.actions == actions and k.together > 1]
+        assert len(together) == (4 if actions <= 8 else 0)
+        assert [k for k in together if k.spill_stores > SPILLED_TOGETHER] == []
+
+
+def test_it_links_and_loads(built: tuple[Path, str]) -> None:
+    (path,) = (built[0] / "csrc" / "cuda").glob("_cuda.*.so")
+    spec = importlib.util.spec_from_file_location("_cuda", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.architectures == "80, 90"
+    assert module.layout(6, 2, [256, 256]) == (6, 8, 256, 128)
+    needed = run(find_tool("readelf"), "-d", path)
+    assert "libcudart" not in needed

@@ -1,0 +1,216 @@
+"""The cuda backend on a GPU: parity, streams, graphs, weights that change."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dtag_fast import Critic, RefineInfo, Refiner, refine
+from dtag_fast.refinement import backends, cuda
+from dtag_fast.refinement.execution import Execution
+from dtag_fast.refinement.parity import Standard, random_batch, random_critic
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        cuda.unavailable_reason() is not None, reason=str(cuda.unavailable_reason())
+    ),
+]
+
+
+def on_gpu(critic: Critic, batch: tuple[Tensor, Tensor], **words: Any) -> tuple[Tensor, RefineInfo]:
+    """Refined on the GPU, brought back; `words` may hold `together`."""
+    together = words.pop("together", 0)
+    words.setdefault("algorithm", "auto")
+    execution = Execution(
+        algorithm=words.pop("algorithm"), precision=words.pop("precision", "fp32")
+    )
+    options = Refiner(critic, backend="reference", **words).options
+    moved = copy.deepcopy(critic).cuda()
+    assert cuda.unsupported_reason(moved, options, execution) is None
+    observations, actions = (array.cuda() for array in batch)
+    if actions.ndim == 2:
+        actions = actions.unsqueeze(1)
+    packed = cuda.pack(moved, execution.precision)
+    result, info = cuda.run(packed, observations, actions, options, execution, together=together)
+    back: dict[str, Any] = {
+        k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(info).items()
+    }
+    return result.cpu(), RefineInfo(**back)
+
+
+SHAPES: list[tuple[tuple[int, ...], int, int]] = [
+    ((1, 1), 1, 5),
+    ((7, 64), 2, 2),
+    ((64,), 3, 1),
+    ((100, 256), 6, 2),
+    ((256, 100), 8, 1),
+    ((256, 256), 6, 2),
+    ((256, 256), 17, 2),
+    ((300, 300), 3, 2),
+    ((40, 30), 32, 2),
+]
+
+
+@pytest.mark.parametrize(("hidden", "action_dim", "heads"), SHAPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 17, 2050])
+def test_parity_of_shapes(hidden: tuple[int, ...], action_dim: int, heads: int, rows: int) -> None:
+    critic = random_critic(hidden=hidden, action_dim=action_dim, heads=heads, observation_dim=11)
+    batch = random_batch(critic, rows)
+    for steps in (0, 1, 10):
+        words: dict[str, Any] = {"steps": steps, "step_size": 0.1}
+        standard = Standard(
+            critic,
+            batch[0][:64],
+            batch[1][:64],
+            Refiner(critic, backend="reference", **words).options,
+        )
+        for algorithm in ("auto", "dense"):
+            result, info = on_gpu(critic, batch, algorithm=algorithm, **words)
+            parity = standard.measure(result[:64])
+            assert parity.holds, (steps, algorithm, parity)
+            assert info.q.isfinite().all()
+            assert (info.q >= info.q_initial).all()
+
+
+@pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
+def test_parity_of_options(optimizer: str, ensemble: str) -> None:
+    critic = random_critic(heads=3, hidden=(40, 30), activation="leaky_relu", negative_slope=0.2)
+    batch = random_batch(critic, 21, 3)
+    extras: list[dict[str, Any]] = [
+        {"select": "last", "max_distance": 0.3},
+        {"gradient": "unit", "bounds": None, "steps": 25},
+        {"bounds": ([-1, -0.5, 0.0], [1, 0.5, 0.25])},
+    ]
+    for extra in extras:
+        words: dict[str, Any] = {"optimizer": optimizer, "ensemble": ensemble, "step_size": 0.03}
+        words |= extra
+        standard = Standard(critic, *batch, Refiner(critic, backend="reference", **words).options)
+        for together in (1, 4):
+            parity = standard.measure(on_gpu(critic, batch, together=together, **words)[0])
+            assert parity.holds, (extra, together, parity)
+
+
+def test_long_and_wild_walks() -> None:
+    critic = random_critic(hidden=(100, 10), action_dim=32, observation_dim=17)
+    batch = random_batch(critic, 6)
+    words: dict[str, Any] = {
+        "step_size": 4.0,
+        "steps": 40,
+        "optimizer": "adam",
+        "bounds": (-9.0, 9.0),
+        "gradient": "unit",
+    }
+    standard = Standard(critic, *batch, Refiner(critic, backend="reference", **words).options)
+    result, info = on_gpu(critic, batch, **words)
+    assert standard.measure(result).holds
+    assert info.dense_steps.any()
+    assert info.flips.any()
+
+
+def test_a_row_is_the_same_in_any_batch() -> None:
+    critic = random_critic(hidden=(256, 256), action_dim=6, observation_dim=17)
+    observations, actions = random_batch(critic, 4099)
+    observations[3, 1], actions[20, 2] = float("nan"), float("inf")
+    whole, _ = on_gpu(critic, (observations, actions))
+    for rows in (slice(0, 4), slice(17, 150), slice(4098, 4099)):
+        part, _ = on_gpu(critic, (observations[rows], actions[rows].contiguous()))
+        assert torch.equal(part.nan_to_num(), whole[rows].nan_to_num())
+    assert torch.equal(whole[3], actions[3])
+    for together in (1, 4):
+        again, _ = on_gpu(critic, (observations, actions), together=together)
+        assert torch.equal(again.nan_to_num(), whole.nan_to_num())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(bad: float) -> None:
+    for layer, index in ((0, (1, 2, 5)), (1, (0, 3, 3)), (2, (1, 0, 1))):
+        critic = random_critic(4)
+        with torch.no_grad():
+            critic.weights[layer][index] = bad
+        batch = random_batch(critic, 9)
+        expected, info = refine(critic, *batch, backend="reference", return_info=True)
+        result, ours = on_gpu(critic, batch)
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+        assert torch.equal(ours.best_step, info.best_step)
+
+
+def test_bf16_is_the_critic_with_rounded_weights() -> None:
+    critic = random_critic(hidden=(64, 50), action_dim=6)
+    rounded = copy.deepcopy(critic)
+    with torch.no_grad():
+        rounded.weights[1].copy_(rounded.weights[1].to(torch.bfloat16))
+    batch = random_batch(critic, 6)
+    for together in (1, 4):
+        ours, _ = on_gpu(critic, batch, precision="bf16", together=together)
+        assert torch.equal(ours, on_gpu(rounded, batch, together=together)[0])
+
+
+def test_auto_takes_it_and_notices_new_weights() -> None:
+    critic = random_critic().cuda()
+    observations, actions = (array.cuda() for array in random_batch(critic))
+    refiner = Refiner(critic, step_size=0.5)
+    assert refiner.backend == "cuda"
+    previous = actions
+    for change in (1.0, -1.5, 2.0):
+        with torch.no_grad():
+            critic.weights[1].mul_(change)
+        expected = refine(critic, observations, actions, backend="reference", step_size=0.5)
+        torch.testing.assert_close(refiner(observations, actions), expected, atol=2e-5, rtol=0)
+        assert not torch.equal(expected, previous)
+        previous = expected
+
+
+def test_it_runs_on_the_current_stream() -> None:
+    critic = random_critic(hidden=(256, 256)).cuda()
+    observations, actions = (array.cuda() for array in random_batch(critic, 512))
+    refiner = Refiner(critic, backend="cuda", step_size=0.5)
+    expected = refiner(observations, actions)
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # type: ignore[no-untyped-call]
+        late = actions + 0  # after the sleep
+        result = refiner(observations, late)
+    stream.synchronize()
+    assert torch.equal(result, expected)
+
+
+def test_a_cuda_graph_holds_it_with_a_policys_forward_pass() -> None:
+    torch.manual_seed(0)
+    critic = random_critic(hidden=(256, 256), observation_dim=17, action_dim=6).cuda()
+    policy = nn.Sequential(nn.Linear(17, 64), nn.ReLU(), nn.Linear(64, 6), nn.Tanh()).cuda()
+    refiner = Refiner(critic, backend="cuda", steps=10)
+    observations = torch.randn(5, 17, device="cuda")
+
+    @torch.no_grad()
+    def act() -> Tensor:
+        result: Tensor = refiner(observations, policy(observations))
+        return result
+
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        act()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = act()
+    for seed in range(3):
+        observations.copy_(torch.randn(5, 17, generator=torch.Generator().manual_seed(seed)))
+        graph.replay()
+        assert torch.equal(result, act())
+
+
+def test_errors_name_the_device() -> None:
+    packed = cuda.pack(random_critic().cuda())
+    options = Refiner(random_critic(), backend="reference").options
+    with pytest.raises(ValueError, match=r"observations: .* on cuda:0, got .* on cpu"):
+        cuda.run(packed, torch.zeros(2, 5), torch.zeros(2, 1, 3), options)
+    reason = backends.reason_against("cuda", random_critic(), options)
+    assert "weights.0 is torch.float32 on cpu" in str(reason)

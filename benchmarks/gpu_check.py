@@ -33,7 +33,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 LINES = 30  # of a failed stage's output that are kept
-BUILD_SECONDS, TEST_SECONDS, SANITIZER_SECONDS = 180.0, 150.0, 45.0
+BUILD_SECONDS, TEST_SECONDS, SANITIZER_SECONDS = 150.0, 150.0, 45.0
+LEAST_SECONDS = 5.0  # with less left, a tool is not begun
 TOOLS = ("memcheck", "racecheck", "synccheck")
 
 
@@ -186,14 +187,16 @@ def find(tool: str) -> str | None:
     return shutil.which(tool, path=os.pathsep.join(places))
 
 
-def sanitize(tool: str) -> Stage:
-    """Small refinements under one of compute-sanitizer's tools."""
+def sanitize(tool: str, limit: float) -> Stage:
+    """Small refinements under one of compute-sanitizer's tools, for at most so many seconds."""
     sanitizer = find("compute-sanitizer")
     if sanitizer is None:
         return Stage(f"sanitizer {tool}", "skipped", 0.0, "there is no compute-sanitizer here")
+    if limit < LEAST_SECONDS:
+        return Stage(f"sanitizer {tool}", "skipped", 0.0, "no time was left")
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-regex"]
     command += ["kns=walk_kernel", sys.executable, "-m", "benchmarks.gpu_check", "--sanitized"]
-    return run_stage(f"sanitizer {tool}", command, SANITIZER_SECONDS)
+    return run_stage(f"sanitizer {tool}", command, min(SANITIZER_SECONDS, limit))
 
 
 def sanitized_cases() -> int:
@@ -269,7 +272,9 @@ def main(given: Sequence[str] | None = None) -> int:
     importlib.invalidate_caches()
     test = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *gpu_tests()]
     stages.append(run_stage("tests", test, min(TEST_SECONDS, end - time.monotonic())))
-    stages += [sanitize(tool) for tool in TOOLS]
+    for tool in TOOLS:
+        # Half of what is left belongs to the times.
+        stages.append(sanitize(tool, (end - time.monotonic()) / 2))
 
     from benchmarks import gpu_latency
     from benchmarks.conftest import Table

@@ -138,6 +138,15 @@ def test_a_stage_keeps_the_end_of_what_it_printed() -> None:
     assert gpu_check.run_stage("none", ["no-such-program"], 2.0).outcome == "failed"
 
 
+def test_a_sanitizer_that_is_missing_or_late_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "find", lambda tool: None)
+    missing = gpu_check.sanitize("memcheck", 100.0)
+    assert (missing.outcome, missing.detail) == ("skipped", "there is no compute-sanitizer here")
+    monkeypatch.setattr(gpu_check, "find", lambda tool: sys.executable)
+    late = gpu_check.sanitize("memcheck", 1.0)
+    assert (late.outcome, late.detail) == ("skipped", "no time was left")
+
+
 def test_the_tests_for_a_gpu_are_found() -> None:
     assert "tests/refinement/test_cuda_gpu.py" in gpu_check.gpu_tests()
     assert "tests/refinement/test_properties.py" not in gpu_check.gpu_tests()

@@ -54,6 +54,7 @@ sanitize: $(VENV)/.dependencies
 	$(call NATIVE_TESTS,asan,address$(comma)undefined)
 	$(BIN)/cmake --build build/asan
 	build/asan/test_kernels 40
+	build/asan/test_acting 20
 	build/asan/test_threads
 	build/asan/fuzz_refine 150
 	$(call NATIVE_TESTS,tsan,thread)

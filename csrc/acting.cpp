@@ -73,6 +73,7 @@ void Acting::lay_out() {
   heads_ = zeros(count * in_panels(m.action_dim));
   tokens_.resize(count);
   raw_.resize(count * m.action_dim);
+  chosen_.reserve(count);
 }
 
 void Acting::reset(int env) {
@@ -133,11 +134,11 @@ void Acting::write_input(Episode& episode, int order, const float* values, int c
 void Acting::begin_step(const float* observations) {
   const Transformer& m = model();
   if (m.sliding) {  // take in what was written and no prediction has asked for
-    std::vector<Episode*> behind;
+    chosen_.clear();
     for (Episode& episode : episodes_)
       if (episode.step >= 0 && tokens_to_enter(episode, action_read_at) > 0)
-        behind.push_back(&episode);
-    if (!behind.empty()) advance(behind, action_read_at);
+        chosen_.push_back(&episode);
+    advance_chosen(action_read_at);
   }
   for (int env = 0; env < envs(); ++env) {
     Episode& episode = episodes_[env];
@@ -167,29 +168,28 @@ void Acting::write_actions(const float* actions) {
 }
 
 void Acting::advance(int last) {
-  std::vector<Episode*> all;
-  all.reserve(episodes_.size());
+  chosen_.clear();
   for (Episode& episode : episodes_) {
     // One that is asked for again is computed again.
     episode.entered = std::min(episode.entered, tokens_per_step * episode.step + last);
-    all.push_back(&episode);
+    chosen_.push_back(&episode);
   }
-  advance(all, last);
+  advance_chosen(last);
 }
 
-void Acting::advance(const std::vector<Episode*>& episodes, int last) {
+void Acting::advance_chosen(int last) {
   const TransformerKernel& kernel = kernels().transformer;
   size_t begin = 0;
-  while (begin < episodes.size()) {
+  while (begin < chosen_.size()) {
     int64_t tokens = 0;
     size_t stop = begin;
-    while (stop < episodes.size()) {
-      const int64_t more = tokens_to_enter(*episodes[stop], last);
+    while (stop < chosen_.size()) {
+      const int64_t more = tokens_to_enter(*chosen_[stop], last);
       if (stop > begin && tokens + more > tokens_together) break;
       tokens += more;
       ++stop;
     }
-    const Advance job{episodes.data() + begin, static_cast<int>(stop - begin), last,
+    const Advance job{chosen_.data() + begin, static_cast<int>(stop - begin), last,
                       hidden_.data() + begin * model().span()};
     kernel.advance(model(), job, thread_workspace(kernel.workspace_size(model(), tokens)));
     begin = stop;

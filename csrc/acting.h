@@ -68,7 +68,7 @@ class Acting {
   void write_input(Episode& episode, int order, const float* values, int count);
   // The last hidden states of token `last` of the current steps, to hidden_.
   void advance(int last);
-  void advance(const std::vector<Episode*>& episodes, int last);
+  void advance_chosen(int last);
 
   std::shared_ptr<const PackedTransformer> model_;
   std::vector<Episode> episodes_;
@@ -76,6 +76,7 @@ class Acting {
   AlignedFloats hidden_{0};  // [B, span]
   AlignedFloats heads_{0};   // [B, in_panels(A)]
   std::vector<float> tokens_, raw_;
+  std::vector<Episode*> chosen_;  // to advance
   Report report_;
 };
 

@@ -1,15 +1,17 @@
-// After its first call a refinement allocates nothing, in any thread: every way to operator new is
-// counted.
+// After its first call neither a refinement, in any thread, nor an action allocates anything: every
+// way to operator new is counted.
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <string>
 #include <vector>
 
+#include "acting.h"
 #include "execution.h"
 #include "kernels.h"
 #include "problem.h"
@@ -74,6 +76,39 @@ int64_t allocations_of_a_later_call(Algorithm algorithm, int threads, int64_t ro
   return allocations - before;
 }
 
+int64_t allocations_of_a_later_action(bool sliding, int envs) {
+  const Settings settings;  // of the critic that refines
+  const Problem problem(settings);
+  const PackedCritic critic = problem.pack();
+  const Options options = problem.options();
+  Transformer sizes;
+  sizes.observation_dim = settings.observation_dim;
+  sizes.action_dim = settings.action_dim;
+  sizes.window = 3;
+  sizes.width = 12;
+  sizes.heads = 3;
+  sizes.max_timestep = 100;
+  sizes.predicts_returns = true;
+  sizes.sliding = sliding;
+  const std::vector<float> weights(2000, 0.1f), low(3, -1.0f);
+  const auto model = std::make_shared<PackedTransformer>(
+      sizes, 2,
+      [&](const std::string& name, const std::vector<int>&) {
+        return (name == "action_low" ? low : weights).data();
+      },
+      Precision::fp32);
+  Acting acting(model, envs);
+  ActOptions act;
+  act.critic = &critic.view();
+  act.options = &options;
+  const std::vector<float> observations(static_cast<size_t>(envs) * sizes.observation_dim, 0.5f);
+  std::vector<float> actions(static_cast<size_t>(envs) * sizes.action_dim);
+  for (int i = 0; i < 10; ++i) acting.act(act, observations.data(), nullptr, actions.data());
+  const int64_t before = allocations;
+  for (int i = 0; i < 5; ++i) acting.act(act, observations.data(), nullptr, actions.data());
+  return allocations - before;
+}
+
 int run() {
   int failures = 0;
   const int64_t at_start = allocations;
@@ -89,6 +124,17 @@ int run() {
         std::printf("FAILED %s, algorithm %d, %d threads: %lld allocations\n", isa.c_str(),
                     static_cast<int>(algorithm), threads, static_cast<long long>(count));
       }
+    }
+  }
+  for (const std::string& isa : runnable_isas()) {
+    select_isa(isa);
+    if (kernels().transformer.advance == nullptr) continue;
+    for (const bool sliding : {false, true}) {
+      const int64_t count = allocations_of_a_later_action(sliding, sliding ? 1 : 30);
+      if (count == 0) continue;
+      ++failures;
+      std::printf("FAILED %s, acting: %lld allocations\n", isa.c_str(),
+                  static_cast<long long>(count));
     }
   }
   if (allocations == at_start) {

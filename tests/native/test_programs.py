@@ -17,6 +17,10 @@ def test_kernels_are_as_the_scalar_one(native_build: Path) -> None:
     assert "scalar: dense" in output
 
 
+def test_acting_is_as_the_model_written_out(native_build: Path) -> None:
+    assert "models, off by" in run(native_build / "test_acting")
+
+
 def test_threads(native_build: Path) -> None:
     run(native_build / "test_threads")
 
@@ -41,6 +45,7 @@ def test_on_arm64() -> None:
     )
     output = run(emulator, directory / "test_kernels", "40")
     assert "neon: dense" in output
+    assert "neon: 12 models" in run(emulator, directory / "test_acting", "12")
     run(emulator, directory / "test_threads", "--no-fork")
     run(emulator, directory / "fuzz_refine", "20")
 

@@ -107,6 +107,7 @@ def takes(critic: nn.Module, options: dict[str, Any]) -> bool:
     return (
         options.get("backend", "auto") in ("auto", "cpu")
         and not options.get("return_info", False)
+        and options.get("precision") != "tf32"
         and cpu.unsupported_reason(critic) is None
     )
 

@@ -3,8 +3,8 @@ compute matrix products with torch, whose rounding depends on the size of the ba
 
 The graph backend takes part without its compiler: what it compiles runs as it is. test_graph.py
 has it compiled. The cuda backend runs on its kernel's emulation, emulation.py. The triton backend
-takes part where its interpreter runs it, in `how` alone, as that is slow; test_triton.py has the
-rest.
+takes part where its interpreter runs it, in `how` alone and without its walk, as that is slow;
+test_triton.py and test_triton_walk.py have the rest.
 
 A way is a function: of a critic, the keywords that choose backend and algorithm. While the test
 runs its instruction set is in use.
@@ -32,7 +32,7 @@ from tests.refinement.emulation import emulated
 
 @dataclass(frozen=True)
 class Way:
-    """A backend as it comes; or the cpu backend by an instruction set and an algorithm."""
+    """A backend as it comes, or by an algorithm; the cpu backend also by an instruction set."""
 
     backend: BackendName
     isa: str = ""
@@ -50,8 +50,8 @@ class Way:
         if self.algorithm == "auto":
             return {"backend": self.backend}
         walk = Execution(algorithm="walk")
-        walks = cpu.unsupported_reason(critic, execution=walk) is None
-        return {"backend": "cpu", "algorithm": self.algorithm if walks else "dense"}
+        walks = self.backend == "cpu" and cpu.unsupported_reason(critic, execution=walk) is None
+        return {"backend": self.backend, "algorithm": self.algorithm if walks else "dense"}
 
     @contextmanager
     def selected(self) -> Iterator[Way]:
@@ -94,11 +94,16 @@ def _ways(backend: BackendName) -> list[Way]:
     return [Way("cpu"), *forced]
 
 
-SLOW: tuple[BackendName, ...] = ("triton", "reference")
-FAST = [way for backend in BACKENDS if backend not in SLOW for way in _ways(backend)]  # type: ignore[arg-type]
+SLOW = [Way("triton", algorithm="dense"), Way("reference")]
+FAST = [
+    way
+    for backend in BACKENDS
+    if backend not in {slow.backend for slow in SLOW}
+    for way in _ways(backend)  # type: ignore[arg-type]
+]
 
 
-@pytest.fixture(params=[*FAST, *map(Way, SLOW)], ids=str)
+@pytest.fixture(params=[*FAST, *SLOW], ids=str)
 def how(request: pytest.FixtureRequest) -> Iterator[Way]:
     """A way to refine."""
     with request.param.selected() as way:

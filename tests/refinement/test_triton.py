@@ -1,4 +1,4 @@
-"""The triton backend beyond the contract: parity by the interpreter, precisions, refusals."""
+"""The triton backend's dense kernel, beyond the contract; what the backend takes and refuses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import dtag_fast
 from dtag_fast import Critic, Refiner, refine
 from dtag_fast.refinement import triton
 from dtag_fast.refinement.parity import Parity, Standard, random_batch, random_critic
+from dtag_fast.refinement.triton_kernels import packed
 
 pytestmark = pytest.mark.skipif(
     triton.unavailable_reason() is not None, reason=str(triton.unavailable_reason())
@@ -27,7 +28,8 @@ DEVICE = "cpu" if triton.interpreted() else "cuda"
 
 def on_triton(critic: Critic, *batch: Tensor, **options: Any) -> Any:
     critic = copy.deepcopy(critic).to(DEVICE)
-    return refine(critic, *(x.to(DEVICE) for x in batch), backend="triton", **options)
+    options = {"backend": "triton", "algorithm": "dense"} | options
+    return refine(critic, *(x.to(DEVICE) for x in batch), **options)
 
 
 def measure(critic: Critic, batch: tuple[Tensor, Tensor], **options: Any) -> Parity:
@@ -101,7 +103,7 @@ def test_parity_of_batches(shape: tuple[int, ...]) -> None:
 
 def test_a_rows_result_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     # As many rows as a program takes compiled; numpy multiplies so few without regard to place.
-    monkeypatch.setattr(triton, "_tile_rows", lambda precision: 4)
+    monkeypatch.setattr(packed, "tile_rows", lambda precision: 4)
     critic = random_critic(heads=1)
     observations, actions = random_batch(critic, 9)
     options: dict[str, Any] = {"step_size": 0.5, "steps": 3}

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dtag_fast.training.config import CriticConfig, PolicyConfig, TrainingConfig
@@ -94,7 +95,7 @@ class Training:
         guide = {} if self.guide is None else {"guide": self.guide.key}
         return {"trainer": self.trainer, "data": self.data.content(), "config": config, **guide}
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The hash of its content."""
         return hashed(self.content())
@@ -114,7 +115,8 @@ class Run:
         judge: a second critic, trained apart, which says how much of the gain that the first one
             claims it confirms, on the data's observations (`judge.py`).
         checkpoint: of the policy's run.
-        predictor, predictor_options: an entry of `work.PREDICTORS` and its options.
+        predictor, predictor_options: a name of `acting/predictor_options.py` and its options, with
+            `of_best` for a target that is a multiple of the best return in the data.
         refinement: keywords of `Policy.with_refinement`; None leaves actions as they are.
         samples, noise: with more than one sample, that many starting points: the policy's action
             and others around it, with that standard deviation in units of half the action box.
@@ -169,7 +171,7 @@ class Run:
                 values[f.name] = value
         return values
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The hash of its content."""
         return hashed(self.content())

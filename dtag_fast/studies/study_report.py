@@ -129,7 +129,10 @@ def _size(size: Size, runs: Sequence[Run], results: Results) -> dict[str, object
         "trainings": len(trainings),
     }
     for field in dataclasses.fields(size):
-        facts[field.name.replace("_", " ")] = getattr(size, field.name)
+        value = getattr(size, field.name)
+        if isinstance(value, tuple):
+            value = ", ".join(value) or "the study's"
+        facts[field.name.replace("_", " ")] = "as published" if value is None else value
     return facts
 
 

@@ -1,7 +1,7 @@
 """The work of a study: train what has to be trained, measure one run. Engines call it anywhere.
 
-Three tables say what can be named in a declaration; an entry is all that a new method, token
-predictor or probe needs.
+`TRAINERS` and `PROBES` say what can be named in a declaration; token predictors are those of
+`acting/predictor_options.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dtag_fast import checkpoint
 from dtag_fast.acting.policy import Policy
-from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPredictor
+from dtag_fast.acting.predictor_options import PredictorOptions, make_predictor
+from dtag_fast.acting.token_predictors import TokenPredictor
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.evaluation.periodic import policy_evaluation
 from dtag_fast.evaluation.rollout import evaluate
@@ -55,30 +56,6 @@ TRAINERS = {
         "dtag_fast.training.critic:train_critic", "dtag_fast.models.critic:Critic.load"
     ),
 }
-
-# name: (the policy with its own predictor, its critic or None, the run, its data, **options).
-Predictor = Callable[..., TokenPredictor]
-
-
-def _own(policy: Policy, critic: Critic | None, run: Run, data: Trajectories) -> TokenPredictor:
-    """What the kind of model uses by itself: its return head, or its configured target."""
-    return policy.token_predictor
-
-
-def _return_head(
-    policy: Policy, critic: Critic | None, run: Run, data: Trajectories
-) -> TokenPredictor:
-    return ReturnHead()
-
-
-def _fixed(
-    policy: Policy, critic: Critic | None, run: Run, data: Trajectories, *, of_best: float
-) -> TokenPredictor:
-    """A fixed target: a multiple of the best return in the data."""
-    return FixedTarget(of_best * float(data.returns().max()))
-
-
-PREDICTORS: dict[str, Predictor] = {"own": _own, "return-head": _return_head, "fixed": _fixed}
 
 # name: (critic, its configuration, the run's data) -> figures.
 PROBES: dict[str, Callable[[Critic, Any, Trajectories], dict[str, float]]] = {
@@ -176,9 +153,9 @@ def actor(run: Run, data: Trajectories, folders: Mapping[str, Path]) -> Policy:
     load_policy = named(TRAINERS[run.policy.trainer].load)
     policy: Policy = load_policy(folders[run.policy.key], run.checkpoint)
     critic = load_critic(run.critic, folders)
-    make_predictor = PREDICTORS[run.predictor]
-    predictor = make_predictor(policy, critic, run, data, **dict(run.predictor_options))
-    if predictor is not policy.token_predictor:
+    predictor = policy.token_predictor
+    if run.predictor != "own":
+        predictor = _predictor(run, policy, data, folders)
         policy = Policy(policy.model, predictor)
     if run.refinement is None:
         return policy
@@ -199,6 +176,21 @@ def actor(run: Run, data: Trajectories, folders: Mapping[str, Path]) -> Policy:
         **keywords,
     )
     return Policy(policy.model, predictor, refiner=sampled, context_action=context_action)
+
+
+def _predictor(
+    run: Run, policy: Policy, data: Trajectories, folders: Mapping[str, Path]
+) -> TokenPredictor:
+    """The predictor that a run names; a target is a multiple of the best return in the data."""
+    chosen = dict(run.predictor_options)
+    of_best = chosen.pop("of_best", None)
+    return make_predictor(
+        PredictorOptions(name=run.predictor, **chosen),  # type: ignore[arg-type]
+        policy.model,
+        target_return=None if of_best is None else of_best * float(data.returns().max()),
+        horizon=data.info.horizon,
+        critic=None if run.critic is None else folders[run.critic.key],
+    )
 
 
 def load_critic(training: Training | None, folders: Mapping[str, Path]) -> Critic | None:

@@ -300,7 +300,7 @@ def test_no_more_workers_than_fit_into_memory() -> None:
     engine = LocalEngine(3, available=lambda: free[0])
     try:
         run = toy_runs(1)[0]
-        job = Job(replace(run, predictor="no such"), {run.policy.key: Path("nowhere")})
+        job = Job(replace(run, probes=("no such",)), {run.policy.key: Path("nowhere")})
         assert engine.free == 1
         engine.start(job)
         assert engine.free == 1

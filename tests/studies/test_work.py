@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead
+from dtag_fast.acting.value_predictors import ReturnGrid
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import Refiner
@@ -65,6 +66,14 @@ def test_a_predictor_is_the_one_that_was_named(folders: dict[str, Path]) -> None
     fixed = bandit_run(predictor="fixed", predictor_options=options(of_best=2.0))
     best = float(data.returns().max())
     assert work.actor(fixed, data, folders).token_predictor == FixedTarget(2.0 * best)
+    grid = work.actor(
+        bandit_run(predictor="grid", predictor_options=options(of_best=1.0, rule="softmax")),
+        data,
+        folders,
+    ).token_predictor
+    assert isinstance(grid, ReturnGrid)
+    assert list(grid.targets) == pytest.approx([share * best for share in (0.5, 0.75, 1, 1.5, 2)])
+    assert grid.rule == "softmax"
 
 
 def test_the_policys_own_action_is_among_the_samples() -> None:

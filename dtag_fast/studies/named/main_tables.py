@@ -119,14 +119,19 @@ MAZE2D = Study(
 
 # --- token prediction -----------------------------------------------------------------------------
 
-# label: (entry of work.PREDICTORS, its options, kinds of model or None for all). A row is all that
-# another predictor needs.
+# label: (name in acting/predictor_options.py, its options, kinds of model or None for all). Another
+# predictor is another entry.
 PREDICTORS: dict[str, tuple[str, Options, tuple[str, ...] | None]] = {
     "published target": ("own", (), ("dt",)),
     "half of the best return": ("fixed", options(of_best=0.5), None),
     "best return": ("fixed", options(of_best=1.0), None),
     "twice the best return": ("fixed", options(of_best=2.0), None),
+    "discounted countdown": ("discounted", options(of_best=1.0), None),
+    "V of the critic": ("value", (), None),
+    "grid, highest Q": ("grid", options(of_best=1.0), None),
+    "grid, softmax of Q": ("grid", options(of_best=1.0, rule="softmax"), None),
     "return head": ("return-head", (), ("reinformer",)),
+    "search over histories": ("history-search", (), ("reinformer",)),
 }
 # What the paper calls without and with TP.
 _STITCHING = {"−TP, target: best return": "best return", "+TP, return head": "return head"}
@@ -227,6 +232,9 @@ PREDICTORS_STUDY = Study(
         ),
         PairShow(title="Every seed", rows=("dataset", "method", "predictor")),
     ),
-    choices=f"Fixed targets are multiples of the best return in the data.\n\n{REFINEMENT_SAID}"
+    choices="Targets are multiples of the best return in the data: once for the discounted "
+    "countdown (VDT, γ = 0.99), half to twice for the grid (DTR's, with the rewards' countdown). V "
+    "and Q are of the critic that refines; V is discounted and stands for a return as it is, while "
+    f"the models were trained on undiscounted ones.\n\n{REFINEMENT_SAID}"
     f"\n\n{SIZES_SAID}",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +28,15 @@ class Interrupt:
     """While entered, a first SIGINT sets `requested`; a second one stops the program at once.
 
     Outside the main thread, where Python handles no signals, it does nothing.
+
+    Args:
+        patience: seconds after the first signal for which another is taken for the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 0.0) -> None:
         self.requested = False
+        self._patience = patience
+        self._first = 0.0
         self._raise = False
         self._previous: Any = None
 
@@ -59,6 +65,9 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         second, self.requested = self.requested, True
+        if second and time.monotonic() - self._first < self._patience:
+            return
+        self._first = time.monotonic()
         if second or self._raise:
             raise KeyboardInterrupt
         print(

@@ -21,6 +21,7 @@ from dtag_fast.training.critic import ORTHOGONAL_GAIN, TransitionLearner
 from dtag_fast.training.critic import build_critic as build_critic
 from dtag_fast.training.critic import load_critic as load_critic
 from dtag_fast.training.critic import train_critic as train_critic
+from dtag_fast.training.distributed import Group
 from dtag_fast.training.native_iql import NativeIql, Trained, unsupported_reason
 
 
@@ -97,7 +98,15 @@ class CriticLearner(TransitionLearner):
     def update(self, step: int) -> Tensor:
         if self.native is not None:
             return self.native.step(self.drawn_rows())
-        return self.update_on(*self.batch())
+        rows = self.group.part(self.config.batch_size)
+        return self.update_on(*(column[rows] for column in self.batch()))
+
+    def join(self, group: Group) -> None:
+        if self.config.backend == "native":
+            raise ValueError(
+                f"backend: 'native' computes whole batches in one process, not in {group.world}"
+            )
+        self.group, self.native = group, None
 
     def update_on(
         self,
@@ -107,14 +116,19 @@ class CriticLearner(TransitionLearner):
         rewards: Tensor,
         continues: Tensor,
     ) -> Tensor:
-        """One update on [B, S], [B, A], [B, S], [B, 1] scaled, [B, 1] (0 after a termination)."""
+        """One update on [B, S], [B, A], [B, S], [B, 1] scaled, [B, 1] (0 after a termination).
+
+        With several processes these are this one's part of the batch.
+        """
+        share = 1.0 if self.group.alone else len(observations) / self.config.batch_size
         joint = self.config.update_order == "joint"
         if joint:
             next_values = self._next_values(next_observations)
 
         value_loss, value_mean = self._value_loss(observations, actions)
         self.value_optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(value_loss)
+        torch.autograd.backward(value_loss * share)
+        self.group.sum_gradients(list(self.value.parameters()))
         self.value_optimizer.step()
 
         if not joint:
@@ -122,12 +136,13 @@ class CriticLearner(TransitionLearner):
         targets = self.targets(rewards, continues, next_values)
         q_loss, q_mean = self._q_loss(observations, actions, targets)
         self.q_optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(q_loss)
+        torch.autograd.backward(q_loss * share)
+        self.group.sum_gradients(self.q_parameters)
         self.q_optimizer.step()
 
         with torch.no_grad():
             torch._foreach_lerp_(self.target_parameters, self.q_parameters, self.config.polyak)
-        return torch.stack((q_loss, value_loss, q_mean, value_mean)).detach()
+        return torch.stack((q_loss, value_loss, q_mean, value_mean)).detach() * share
 
     def _value_loss_eager(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         with self.precision():

@@ -19,17 +19,20 @@ class RunLog:
     "diverged"), "step" and its values.
 
     Args:
-        directory: the run's folder.
+        directory: the run's folder; None writes nothing, in a process that another writes for.
         keep_to_step: rows of later steps, which a killed run left behind its last checkpoint, are
             removed; a new run has none.
         tensorboard: write event files to `directory` / "tensorboard" as well.
     """
 
-    def __init__(self, directory: Path, *, keep_to_step: int, tensorboard: bool) -> None:
+    def __init__(self, directory: Path | None, *, keep_to_step: int, tensorboard: bool) -> None:
+        self._writer: Any = None
+        self._file: Any = None
+        if directory is None:
+            return
         path = directory / LOG_FILE
         if path.exists():
             _truncate(path, keep_to_step)
-        self._writer: Any = None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -43,6 +46,8 @@ class RunLog:
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """One row; numbers go to TensorBoard as "<event>/<name>"."""
+        if self._file is None:
+            return
         row = {"event": event, "step": step, **values}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
@@ -60,7 +65,8 @@ class RunLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 

@@ -26,6 +26,9 @@ from dtag_fast import __version__, checkpoint
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.threads import torch_threads
 from dtag_fast.training.config import TrainingConfig
+from dtag_fast.training.devices import local_device
+from dtag_fast.training.devices import resolve_device as resolve_device
+from dtag_fast.training.distributed import ALONE, SEED_STEP, Group, process_group
 from dtag_fast.training.interrupt import Interrupt, TrainingInterrupted
 from dtag_fast.training.logs import RunLog
 from dtag_fast.training.resume import check_same_run
@@ -68,10 +71,24 @@ class Learner(ABC):
     """Names of what `update` returns."""
     model: nn.Module
     """What the checkpoint's model file holds."""
+    group: Group = ALONE
+    """The processes that train together."""
+
+    def join(self, group: Group) -> None:
+        """Train as one of several processes from now on.
+
+        Raises:
+            ValueError: it cannot; the message says why.
+        """
+        if not group.alone:
+            raise ValueError(f"{type(self).__name__} trains in one process, not in {group.world}")
 
     @abstractmethod
     def update(self, step: int) -> Tensor:
-        """Update number `step`, counted from 1; the values of `terms`, on the device, detached."""
+        """Update number `step`, counted from 1; the values of `terms`, on the device, detached.
+
+        With several processes, this one's share of them: the sum over all processes counts.
+        """
 
     @abstractmethod
     def training_tensors(self) -> dict[str, Tensor]:
@@ -101,9 +118,17 @@ def run(
 ) -> TrainingResult:
     """Train until `config.steps`. See `train_policy` for the arguments and errors."""
     directory = Path(directory)
-    device = resolve_device(config.device)
-    with _torch_settings(config, device):
+    device = local_device(resolve_device(config.device))
+    with _torch_settings(config, device), process_group(device) as group:
+        if config.batch_size < group.world:
+            raise ValueError(
+                f"batch_size: expected at least a row for each of {group.world} processes, "
+                f"got {config.batch_size}"
+            )
         learner = build(device)
+        if not group.alone:
+            learner.join(group)
+            torch.manual_seed(config.seed + SEED_STEP * group.rank)
         return _Run(learner, data, config, directory, device, evaluate).start(resume)
 
 
@@ -118,6 +143,7 @@ class _Run:
         evaluate: Evaluate | None,
     ) -> None:
         self.learner = learner
+        self.group = learner.group
         self.config = config
         self.directory = directory
         self.device = device
@@ -146,17 +172,17 @@ class _Run:
         began = time.perf_counter()
         self._open(resume)
         self.learner.model.train()
+        folder = self.directory if self.group.first else None
         with (
-            RunLog(
-                self.directory, keep_to_step=self.step, tensorboard=self.config.tensorboard
-            ) as log,
-            Interrupt() as interrupt,
+            RunLog(folder, keep_to_step=self.step, tensorboard=self.config.tensorboard) as log,
+            # A terminal's Ctrl-C comes twice under torchrun: once from torchrun itself.
+            Interrupt(patience=0.0 if self.group.alone else 5.0) as interrupt,
             tqdm(
                 total=self.config.steps,
                 initial=self.step,
                 desc=self.learner.kind,
                 unit="step",
-                disable=not self.config.progress,
+                disable=not self.config.progress or not self.group.first,
                 dynamic_ncols=True,
             ) as bar,
         ):
@@ -177,28 +203,32 @@ class _Run:
     def _loop(self, log: RunLog, interrupt: Interrupt, bar: Any) -> None:
         config = self.config
         self.log_time, self.log_step = time.perf_counter(), self.step
+        stop = self.group.any(interrupt.requested)
         while True:
             # First what is due at this step: a resumed run comes here before its next update.
             finished = self.step >= config.steps
             if self.pending and (finished or self.step % config.log_every == 0):
                 self._log_losses(log, bar)
             improved = False
-            if self._evaluation_due(finished) and not interrupt.requested:
+            if self._evaluation_due(finished) and not stop:
                 improved = self._evaluate(log, interrupt)
+                stop = self.group.any(interrupt.requested)
             if (
                 finished
                 or improved
-                or interrupt.requested
+                or stop
                 or (self.step > 0 and self.step % config.checkpoint_every == 0)
             ):
                 self._save(log, improved)
             if finished:
                 return
-            if interrupt.requested:
+            if stop:
                 log.write("interrupted", self.step, {})
                 raise TrainingInterrupted(self.step, self.directory)
             self.step += 1
-            self.pending.append(self.learner.update(self.step))
+            terms = self.learner.update(self.step)
+            terms, stop = self.group.sum_terms(terms, interrupt.requested)
+            self.pending.append(terms)
             bar.update(1)
 
     # --- what is due at a step ---
@@ -245,8 +275,16 @@ class _Run:
 
     def _evaluate(self, log: RunLog, interrupt: Interrupt) -> bool:
         """Evaluate; whether this is the best so far. It leaves torch's generators as they were."""
-        assert self.evaluate is not None
         self._check_losses(log)
+
+        def outcome() -> tuple[bool, dict[str, Any] | None, dict[str, Any] | None]:
+            return self._evaluate_here(log, interrupt), self.best, self.last_evaluation
+
+        improved, self.best, self.last_evaluation = self.group.from_first(outcome)
+        return improved
+
+    def _evaluate_here(self, log: RunLog, interrupt: Interrupt) -> bool:
+        assert self.evaluate is not None
         self.learner.model.eval()
         began = time.perf_counter()
         try:
@@ -281,25 +319,35 @@ class _Run:
             "last_evaluation": self.last_evaluation,
             "metrics": self.losses,
         }
+        training = self._training_tensors(log)
+        if not self.group.first:
+            self.saved_step = self.step
+            return
         if self.saved_step == self.step > 0:  # resumed here, and only evaluated since
             path = checkpoint.resolve(self.directory)
             checkpoint.write_state(path, self.step, state)
         else:
-            path = self._write(log, state)
+            path = self._write(log, training, state)
         if improved:
             checkpoint.point(self.directory, "best", path)
         checkpoint.prune(self.directory, self.config.keep_checkpoints)
 
-    def _write(self, log: RunLog, state: Mapping[str, Any]) -> Path:
+    def _training_tensors(self, log: RunLog) -> dict[str, Tensor]:
+        """Those of a checkpoint; all processes' generators are in it."""
         self._check_losses(log)
-        model = self.learner.model.state_dict()
         training = self.learner.training_tensors()
-        for name, tensor in (model | training).items():
+        for name, tensor in (self.learner.model.state_dict() | training).items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 self._diverged(log, self.step, f"{name} is not finite after step {self.step}")
-        training["generator.cpu"] = torch.get_rng_state()
+        own = {"generator.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
-            training["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+            own["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        for rank, generators in enumerate(self.group.gather(own)):
+            training |= {_of_rank(name, rank): state for name, state in generators.items()}
+        return training
+
+    def _write(self, log: RunLog, training: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+        model = self.learner.model.state_dict()
         path = checkpoint.save(
             self.directory, step=self.step, model=model, training=training, state=state
         )
@@ -309,6 +357,14 @@ class _Run:
 
     def _open(self, resume: bool) -> None:
         """Continue from the last checkpoint, or begin: the folder says which is possible."""
+        last = self.group.from_first(lambda: self._look(resume))
+        if last is not None:
+            self._load(checkpoint.resolve(self.directory))
+        self.group.share_state(list(self.learner.model.state_dict().values()))
+        self.group.share_state(list(self.learner.training_tensors().values()))
+
+    def _look(self, resume: bool) -> str | None:
+        """The last checkpoint's name, if there is one; a folder that is ready for the run."""
         started = self.directory / CONFIG_FILE
         last = checkpoint.pointed(self.directory, "last")
         if not resume and (last is not None or started.exists()):
@@ -316,21 +372,21 @@ class _Run:
                 f"directory: {self.directory} already holds a run; resume it (resume=True) or "
                 "choose another folder"
             )
-        if last is not None:
-            self._load(checkpoint.resolve(self.directory))
-        elif started.exists():
+        if last is None and started.exists():
             check_same_run(checkpoint.read_json(started), self.identity, 0, str(started))
+        if last is not None:
+            source = checkpoint.resolve(self.directory)
+            state = checkpoint.read_state(source, kind=self.learner.kind)
+            check_same_run(state, self.identity, state["step"], str(source))
         checkpoint.write_json(started, {**self.identity, "package_version": __version__})
+        return last
 
     def _load(self, source: Path) -> None:
         state = checkpoint.read_state(source, kind=self.learner.kind)
-        check_same_run(state, self.identity, state["step"], str(source))
         checkpoint.load_into(self.learner.model, checkpoint.load_tensors(source), source)
         tensors = checkpoint.load_tensors(source, file=checkpoint.TRAINING_FILE)
         try:
-            torch.set_rng_state(tensors.pop("generator.cpu"))
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(tensors.pop("generator.cuda"), self.device)
+            self._load_generators(tensors, state["step"])
             self.learner.load_training_tensors(tensors)
             self.learner.load_sampler_state(state["sampler"])
         except KeyError as error:
@@ -339,24 +395,27 @@ class _Run:
         self.best = state["best"]
         self.last_evaluation = state["last_evaluation"]
         self.losses = state["metrics"]
-        if self.best is not None and self.best["step"] == self.step:
+        if self.group.first and self.best is not None and self.best["step"] == self.step:
             # A kill between the checkpoint and its pointer leaves the pointer behind.
             checkpoint.point(self.directory, "best", source)
 
+    def _load_generators(self, tensors: dict[str, Tensor], step: int) -> None:
+        """This process's, or fresh ones where the run had fewer processes; `tensors` loses them."""
+        cpu = _of_rank("generator.cpu", self.group.rank)
+        cuda = _of_rank("generator.cuda", self.group.rank)
+        if self.group.first or cpu in tensors:
+            torch.set_rng_state(tensors[cpu])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors[cuda], self.device)
+        else:
+            torch.manual_seed(self.config.seed + SEED_STEP * self.group.rank + step)
+        for name in [name for name in tensors if name.startswith("generator.")]:
+            del tensors[name]
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device of a config's word; ValueError if it is unknown or not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected auto, cpu or cuda[:n], got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu or cuda[:n], got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {name!r}, but torch sees {torch.cuda.device_count()} GPUs")
-    return device
+
+def _of_rank(name: str, rank: int) -> str:
+    """The name in a checkpoint of a process's generator."""
+    return name if rank == 0 else f"{name}.{rank}"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from dtag_fast.models.decision_transformer import SequenceModel, build_model
 from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.training import native_layers
 from dtag_fast.training.config import PolicyConfig
+from dtag_fast.training.distributed import Group
 from dtag_fast.training.guide import advantage_weights, load_guide
 from dtag_fast.training.lamb import Lamb
 from dtag_fast.training.loop import Evaluate, Learner, TrainingResult, run
@@ -131,13 +132,20 @@ def normal_entropy(log_std: Tensor) -> Tensor:
 
 
 def return_expectile_loss(
-    predicted: Tensor, returns_to_go: Tensor, mask: Tensor, expectile: float, rtg_scale: float
+    predicted: Tensor,
+    returns_to_go: Tensor,
+    mask: Tensor,
+    expectile: float,
+    rtg_scale: float,
+    norm: Tensor | None = None,
 ) -> Tensor:
     """Reinformer's return loss: mean of |tau - 1[u < 0]| u^2, u = (R - R_hat) / mean |R|.
 
-    All [B, K]. Where every return of the batch is 0, u is in units of `rtg_scale`.
+    All [B, K]. Where every return of the batch is 0, u is in units of `rtg_scale`. `norm` is mean
+    |R| of a batch of which this is a part.
     """
-    norm = masked_mean(returns_to_go.abs(), mask)
+    if norm is None:
+        norm = masked_mean(returns_to_go.abs(), mask)
     u = (returns_to_go - predicted) / torch.where(norm > 0, norm, rtg_scale)
     weight = torch.where(u < 0, 1.0 - expectile, expectile)
     return masked_mean(weight * u.square(), mask)
@@ -204,6 +212,12 @@ class PolicyLearner(Learner):
         }[config.model.kind]
         self._losses = torch.compile(losses) if config.compile else losses
         self.native = device.type == "cpu" and not config.compile and native_layers.available()
+        # Of the whole batch, where this process has a part of it; see `_batch`.
+        self.share = 1.0
+        self.return_norm: Tensor | None = None
+
+    def join(self, group: Group) -> None:
+        self.group = group
 
     def update(self, step: int) -> Tensor:
         for group in self.optimizer.param_groups:
@@ -211,17 +225,20 @@ class PolicyLearner(Learner):
         with native_layers.native_layers(self.native):
             losses: Tensor = self._losses(*self._batch())
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(losses[0])
+        torch.autograd.backward(losses[0] * self.share)
+        self.group.sum_gradients(self.parameters)
         if self.config.gradient_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
         self.optimizer.step()
         losses = losses.detach()
         if self.reinformer:
             self._update_temperature(entropy=losses[3])
-        return losses
+        return losses * self.share
 
     def _batch(self) -> Batch:
         windows: Windows = self.sampler.sample(self.config.batch_size)
+        if not self.group.alone:
+            windows = self._part(windows)
         observations, actions, returns_to_go, timesteps, mask, drawn = (
             torch.from_numpy(array).to(self.device, non_blocking=True)
             for array in (
@@ -234,6 +251,15 @@ class PolicyLearner(Learner):
             )
         )
         return observations, actions, returns_to_go, timesteps, mask, drawn
+
+    def _part(self, windows: Windows) -> Windows:
+        """This process's windows; its share of the steps that all means are over."""
+        drawn = torch.from_numpy(windows.drawn)
+        norm = masked_mean(torch.from_numpy(windows.returns_to_go).abs(), drawn)
+        self.return_norm = norm.to(self.device)
+        part = self.group.part(self.config.batch_size)
+        self.share = float(windows.drawn[part].sum() / windows.drawn.sum())
+        return Windows(**{name: array[part] for name, array in vars(windows).items()})
 
     def _dt_losses(
         self,
@@ -269,6 +295,7 @@ class PolicyLearner(Learner):
             drawn,
             self.config.expectile,
             self.config.model.rtg_scale,
+            self.return_norm,
         )
         nll = action_nll(
             self.model.unit_actions(output.actions),

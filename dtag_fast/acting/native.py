@@ -37,7 +37,7 @@ from dtag_fast.refinement.weights_version import WeightsVersion, weights_version
 if TYPE_CHECKING:
     from dtag_fast import _native
 
-Inference = Literal["auto", "native", "torch"]
+Inference = Literal["auto", "native", "torch", "graph"]
 Precision = Literal["fp32", "bf16"]
 _KNOWN = (Attention, Block, Normalizer, nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList)
 
@@ -74,21 +74,24 @@ def unsupported_reason(model: SequenceModel) -> str | None:
 
 def choose_inference(
     inference: Inference, model: SequenceModel, precision: Precision = "fp32"
-) -> Literal["native", "torch"]:
+) -> Literal["native", "torch", "graph"]:
     """What computes: the word itself, or what "auto" becomes for this model.
 
     Raises:
-        ValueError: an unknown word, or bf16 in torch.
+        ValueError: an unknown word, or bf16 in torch or a graph.
         RuntimeError: native, or bf16, was asked for and cannot be had; and why.
     """
     check_word("inference", inference, Inference)
     check_word("precision", precision, Precision)
-    if inference == "torch":
+    if inference in ("torch", "graph"):
         if precision != "fp32":
             raise ValueError(
-                f"precision: {precision} is of native inference, got inference='torch'"
+                f"precision: {precision} is of native inference, got inference={inference!r}"
             )
-        return "torch"
+        device = model.action_low.device
+        if inference == "graph" and device.type != "cuda":
+            raise RuntimeError(f"inference: graph needs a model on CUDA, got one on {device}")
+        return inference
     reason = unsupported_reason(model)
     if reason is None:
         return "native"

@@ -19,6 +19,7 @@ from dtag_fast.acting.arguments import (
     check_timesteps,
     row_indices,
 )
+from dtag_fast.acting.captured import CapturedContext
 from dtag_fast.acting.context import Context
 from dtag_fast.acting.native import (
     Inference,
@@ -58,7 +59,9 @@ class Policy:
         device: None, or where to move the model first, itself and not a copy.
         inference: what computes the model's predictions: "native", compiled code of one thread,
             for a model of this package in float32 on the CPU (`dtag_fast.acting.native`); "torch";
-            or "auto", the first where it can be had. Equal but for rounding.
+            "graph", a whole action captured in a CUDA graph, for `FixedTarget` and `ReturnHead`
+            (`dtag_fast.acting.captured`); or "auto", native where it can be had, else torch. Equal
+            but for rounding.
         precision: "fp32", or "bf16" for native code with weights rounded to bfloat16: about twice
             as fast, and actions that differ in the third digit.
 
@@ -284,6 +287,11 @@ class Policy:
         if self.inference == "native":
             windows = not acts_whole(self.token_predictor, self.refiner)
             return NativeContext(self.model, num_envs, self.precision, windows)
+        if self.inference == "graph":
+            keep_refined = self.context_action == "refined"
+            return CapturedContext(
+                self.model.eval(), self.token_predictor, self.refiner, keep_refined, num_envs
+            )
         if self.model.config.attention == "sliding":
             return StreamingContext(self.model, num_envs)
         return Context(
@@ -381,6 +389,11 @@ class Policy:
         device = self._low.device
         watch = Stopwatch(device)
         context = self._context
+        if isinstance(context, CapturedContext):
+            actions, self._last_info = context.act(values, received)
+            watch.split()
+            self._last_timing = ActTiming(watch.milliseconds()[0], 0.0)
+            return self._finite(actions, single)
         rows = torch.from_numpy(values).to(device)
         context.begin_step(rows)
         raw = self.token_predictor.choose(
@@ -397,15 +410,19 @@ class Policy:
         model_ms, refinement_ms = watch.milliseconds()
         self._was_whole = False
         self._last_timing = ActTiming(model_ms, refinement_ms if self.refiner else 0.0)
-        if not np.isfinite(actions).all():
-            row = int(np.flatnonzero(~np.isfinite(actions).all(axis=1))[0])
-            raise RuntimeError(
-                f"the model's action is not finite in environment {row} at timestep "
-                f"{context.steps[row]}: {actions[row].tolist()}"
-            )
         if self.inference == "native" and acts_whole(self.token_predictor, self.refiner):
             keep_refined = self.context_action == "refined"
             self._whole = whole_action(
                 self._native, self.token_predictor, self.refiner, keep_refined
+            )
+        return self._finite(actions, single)
+
+    def _finite(self, actions: Floats, single: bool) -> Floats:
+        """The actions [B, A], or [A], if they are all finite."""
+        if not np.isfinite(actions).all():
+            row = int(np.flatnonzero(~np.isfinite(actions).all(axis=1))[0])
+            raise RuntimeError(
+                f"the model's action is not finite in environment {row} at timestep "
+                f"{self._context.steps[row]}: {actions[row].tolist()}"
             )
         return cast(Floats, actions[0] if single else actions)

@@ -180,9 +180,8 @@ class StreamingContext(PredictingContext):
         offsets = [
             self._order[kind] - (TOKENS_PER_STEP if kind == "action" else 0) for kind in kinds
         ]
-        index = TOKENS_PER_STEP * self._now.unsqueeze(1) + torch.tensor(
-            offsets, device=self.device
-        )  # [B, Q]: tau
+        now = TOKENS_PER_STEP * self._now
+        index = torch.stack([now + offset for offset in offsets], dim=1)  # [B, Q]: tau
         slots = (self._slot_starts + index % self.slots).flatten()
         # At an episode's first step there is no action yet. What stands for it is marked EMPTY, so
         # that no other token sees it.

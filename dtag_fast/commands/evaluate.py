@@ -108,8 +108,9 @@ class Evaluate:
     device: str = "cpu"
     """Where the model and the critic run."""
 
-    inference: Literal["auto", "native", "torch"] = "auto"
-    """What computes the model: compiled code (CPU), torch, or the first where it can be had."""
+    inference: Literal["auto", "native", "torch", "graph"] = "auto"
+    """What computes an action: compiled code (CPU), torch, a captured graph (CUDA); auto: the first
+    where it can be had, else torch."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the model's weights; bf16 with compiled code only."""

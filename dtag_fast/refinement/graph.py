@@ -29,7 +29,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
 MOST_STEPS = 64
 MOST_CAPTURED = 16
+
+Outputs = TypeVar("Outputs")
 
 _lock = threading.RLock()
 
@@ -427,8 +429,8 @@ def _captured(
 
 
 def capture(
-    function: Callable[[], Refined], device: torch.device
-) -> tuple[Callable[[], None], Refined]:
+    function: Callable[[], Outputs], device: torch.device
+) -> tuple[Callable[[], None], Outputs]:
     """A CUDA graph of the function: how to replay it, and where its outputs then lie."""
     with torch.cuda.device(device):
         # Compilers and libraries settle on a stream apart, before anything is captured.
@@ -441,5 +443,5 @@ def capture(
         graph = torch.cuda.CUDAGraph()
         # What other threads do meanwhile is theirs.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            refined = function()
-    return graph.replay, refined
+            outputs = function()
+    return graph.replay, outputs

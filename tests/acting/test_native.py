@@ -356,7 +356,7 @@ def test_models_it_does_not_know(strangers: list[tuple[str, SequenceModel]]) -> 
 def test_the_word(make_model: ModelFactory) -> None:
     model = make_model("dt")
     with pytest.raises(
-        ValueError, match="inference: expected one of auto, native, torch, got 'fast'"
+        ValueError, match="inference: expected one of auto, native, torch, graph, got 'fast'"
     ):
         Policy(model, PREDICTORS["dt"], inference="fast")  # type: ignore[arg-type]
     assert unsupported_reason(model) is None

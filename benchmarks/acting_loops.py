@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -116,14 +116,23 @@ CASES = [
 ]
 
 
+class Parts(NamedTuple):
+    """Seconds of a call of act: two parts by the clock, the whole by clock and processor."""
+
+    forward: float
+    refinement: float
+    wall: float
+    processor: float
+
+
 class Loop(Protocol):
     """Acts in `batch` environments in lockstep.
 
     Attributes:
-        parts: seconds of forward, refinement and the whole of each call.
+        parts: of each call.
     """
 
-    parts: list[tuple[float, float, float]]
+    parts: list[Parts]
 
     def begin(self) -> None:
         """An episode in each environment."""
@@ -149,7 +158,7 @@ class Plain:
     ) -> None:
         self.case, self.model, self.critic = case, model, critic
         self.length = case.config.context_length + history
-        self.parts: list[tuple[float, float, float]] = []
+        self.parts: list[Parts] = []
         self.begin()
 
     def begin(self) -> None:
@@ -161,7 +170,7 @@ class Plain:
         self.t = 0
 
     def act(self, observations: Floats, rewards: Floats) -> Floats:
-        start, t = time.perf_counter(), self.t
+        begun, start, t = time.thread_time(), time.perf_counter(), self.t
         self.t += 1
         rows = torch.from_numpy(observations)
         self.observations[:, t] = rows
@@ -182,8 +191,8 @@ class Plain:
         actions = actions.clamp(self.model.action_low, self.model.action_high)
         self.actions[:, t] = actions
         result: Floats = actions.numpy()
-        whole = time.perf_counter() - start
-        self.parts.append((first_seconds + seconds, refined - refining, whole))
+        wall, processor = time.perf_counter() - start, time.thread_time() - begun
+        self.parts.append(Parts(first_seconds + seconds, refined - refining, wall, processor))
         return result
 
     def index(self, t: int) -> int:
@@ -210,18 +219,19 @@ class Acting:
 
     def __init__(self, policy: Policy, batch: int) -> None:
         self.policy, self.batch = policy, batch
-        self.parts: list[tuple[float, float, float]] = []
+        self.parts: list[Parts] = []
 
     def begin(self) -> None:
         self.policy.reset(self.batch)
 
     def act(self, observations: Floats, rewards: Floats) -> Floats:
-        start = time.perf_counter()
+        begun, start = time.thread_time(), time.perf_counter()
         actions = self.policy.act(observations, rewards)
-        whole = time.perf_counter() - start
+        wall, processor = time.perf_counter() - start, time.thread_time() - begun
         timing = self.policy.last_timing
         assert timing is not None
-        self.parts.append((1e-3 * timing.model_ms, 1e-3 * timing.refinement_ms, whole))
+        model, refinement = 1e-3 * timing.model_ms, 1e-3 * timing.refinement_ms
+        self.parts.append(Parts(model, refinement, wall, processor))
         return actions
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +24,14 @@ import torch
 from benchmarks import limits
 from benchmarks.conftest import LEAST_SHARE
 from benchmarks.plain_training import PlainIql, PlainReinformer
+from dtag_fast.checkpoint import load_tensors
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.config import ModelConfig
 from dtag_fast.training.config import CriticConfig, PolicyConfig
+from dtag_fast.training.critic import train_critic
 from dtag_fast.training.iql import CriticLearner
 from dtag_fast.training.sequence import PolicyLearner
+from dtag_fast.training.together import train_critics
 
 if TYPE_CHECKING:
     from benchmarks.conftest import Interleaved, Table
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 STEPS, EPISODE, OBSERVATION_DIM, ACTION_DIM = 100_000, 500, 17, 6
 SECONDS, FEWEST_ROUNDS, MOST_ROUNDS, ATTEMPTS = 12.0, 9, 400, 3
 CURVE = {"iql": 300, "reinformer": 12}  # updates whose losses are compared
+SEEDS, SEED_STEPS, SEED_ROUNDS = 4, 500, 3
 CPU = torch.device("cpu")
 FLOOR = "multiply-adds"
 
@@ -46,12 +52,15 @@ COLUMNS = {
     "p50 ms": "{:.2f}",
     "p95 ms": "{:.2f}",
     "x plain": "{:.2f}x",
+    "x apart": "{:.2f}x",
     "floor ms": "{:.2f}",
     "x floor": "{:.1f}x",
     "curve": "{:.0e}",
 }
 NOTES = [
     "x plain: times as fast as the plain update of the same number of threads, by medians.",
+    f"x apart: {SEEDS} critics of {SEED_STEPS} updates each, start and checkpoint included, times "
+    "as fast as one after another with as many threads; the times are an update's.",
     "floor: multiply-adds of the update in float32 at this machine's rate in the same rounds.",
     "curve: largest difference between the losses of ours and of the plain one over "
     f"{CURVE['iql']} updates (iql) or {CURVE['reinformer']} (reinformer, without dropout), "
@@ -232,3 +241,46 @@ def test_reinformer(
     assert curve < allowed, f"the losses differ by {curve:.1e} of their size"
     race = Race("reinformer", precision, curve, reinformer_work())
     measure(race, threads, *reinformer(data, ModelConfig().dropout, autocast=autocast))
+
+
+def test_seeds_together(
+    data: Trajectories, threads: int, table: Table, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """Wall time, as threads other than the calling one do the work."""
+    quick = pytestconfig.getoption("--quick")
+    config = CriticConfig(
+        device="cpu",
+        reward_scaling="none",
+        steps=20 if quick else SEED_STEPS,
+        threads=threads,
+        progress=False,
+    )
+    seconds: dict[str, list[float]] = {"together": [], "apart": []}
+    for number in range(1 if quick else SEED_ROUNDS):
+        folder = tmp_path / str(number)
+        start = time.perf_counter()
+        train_critics(data, config, range(SEEDS), folder)
+        seconds["together"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for seed in range(SEEDS):
+            train_critic(data, dataclasses.replace(config, seed=seed), folder / f"alone-{seed}")
+        seconds["apart"].append(time.perf_counter() - start)
+        for seed in range(SEEDS):
+            together, apart = (
+                load_tensors(folder / name) for name in (f"seed-{seed}", f"alone-{seed}")
+            )
+            assert all(torch.equal(together[name], apart[name]) for name in apart)
+    for name, times in seconds.items():
+        p5, p50, p95 = np.percentile(times, [5, 50, 95]) / (SEEDS * config.steps) * 1e3
+        table.rows.append(
+            {
+                "update": f"iql, {SEEDS} seeds",
+                "precision": "fp32",
+                "threads": threads,
+                "contender": name,
+                "p5 ms": p5,
+                "p50 ms": p50,
+                "p95 ms": p95,
+                "x apart": float(np.median(seconds["apart"]) / np.median(times)),
+            }
+        )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dtag_fast.training.config import PolicyConfig as PolicyConfig
     from dtag_fast.training.critic import train_critic as train_critic
     from dtag_fast.training.sequence import train_policy as train_policy
+    from dtag_fast.training.together import train_critics as train_critics
 
 _HOME = {
     "Critic": "dtag_fast.models.critic",
@@ -42,6 +43,7 @@ _HOME = {
     "evaluate": "dtag_fast.evaluation.rollout",
     "refine": "dtag_fast.refinement",
     "train_critic": "dtag_fast.training.critic",
+    "train_critics": "dtag_fast.training.together",
     "train_policy": "dtag_fast.training.sequence",
 }
 

@@ -60,10 +60,15 @@ def train_critic(
     Raises:
         As `train_policy`; ValueError also for a `reward_scaling` that does not suit the data.
     """
-    module, _, name = LEARNERS[config.method].partition(":")
-    learner = getattr(importlib.import_module(module), name)
-    build = functools.partial(learner, data, config)
+    build = functools.partial(learner_class(config), data, config)
     return run(build, data, config, directory, resume=resume, evaluate=evaluate)
+
+
+def learner_class(config: CriticConfig) -> Callable[..., TransitionLearner]:
+    """The learner of `config.method`."""
+    module, _, name = LEARNERS[config.method].partition(":")
+    found: Callable[..., TransitionLearner] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def load_critic(

@@ -95,6 +95,12 @@ class CriticLearner(TransitionLearner):
         normalizer = self.model.normalizer
         return NativeIql(self.config, self.rows, normalizer.mean, normalizer.std, q, value)
 
+    def use_rows(self, rows: Tensor) -> None:
+        """Read another learner's equal rows instead of own ones."""
+        self.rows = rows
+        if self.native is not None:
+            self.native = self._make_native()
+
     def update(self, step: int) -> Tensor:
         if self.native is not None:
             return self.native.step(self.drawn_rows())

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from dtag_fast import __version__, checkpoint
@@ -28,83 +26,17 @@ from dtag_fast.threads import torch_threads
 from dtag_fast.training.config import TrainingConfig
 from dtag_fast.training.devices import local_device
 from dtag_fast.training.devices import resolve_device as resolve_device
-from dtag_fast.training.distributed import ALONE, SEED_STEP, Group, process_group
+from dtag_fast.training.distributed import SEED_STEP, process_group
 from dtag_fast.training.interrupt import Interrupt, TrainingInterrupted
+from dtag_fast.training.learner import Learner as Learner
+from dtag_fast.training.learner import TrainingDiverged as TrainingDiverged
+from dtag_fast.training.learner import TrainingResult as TrainingResult
 from dtag_fast.training.logs import RunLog
 from dtag_fast.training.resume import check_same_run
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
 
 CONFIG_FILE = "config.json"
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or a weight became NaN or infinite; the message says at which step."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run leaves."""
-
-    directory: Path
-    """The run's folder, for `Policy.load` and `Critic.load`."""
-    step: int
-    """Gradient updates done in all."""
-    model: nn.Module
-    """The trained model as of the last step, in evaluation mode."""
-    losses: dict[str, float]
-    """Means over the last logged interval; empty where this call had nothing left to do."""
-    best: dict[str, Any] | None
-    """The best evaluation: "step", "score" and what else it gave; None without evaluations."""
-    last_evaluation: dict[str, Any] | None
-    """The latest evaluation, likewise; None stands for a number that was not finite."""
-    seconds: float
-    """Wall time of this call."""
-
-
-class Learner(ABC):
-    """A model, its optimisers and its batches; one `update` is one step of the loop."""
-
-    kind: ClassVar[str]
-    """Of the checkpoint: "policy" or "critic"."""
-    terms: tuple[str, ...]
-    """Names of what `update` returns."""
-    model: nn.Module
-    """What the checkpoint's model file holds."""
-    group: Group = ALONE
-    """The processes that train together."""
-
-    def join(self, group: Group) -> None:
-        """Train as one of several processes from now on.
-
-        Raises:
-            ValueError: it cannot; the message says why.
-        """
-        if not group.alone:
-            raise ValueError(f"{type(self).__name__} trains in one process, not in {group.world}")
-
-    @abstractmethod
-    def update(self, step: int) -> Tensor:
-        """Update number `step`, counted from 1; the values of `terms`, on the device, detached.
-
-        With several processes, this one's share of them: the sum over all processes counts.
-        """
-
-    @abstractmethod
-    def training_tensors(self) -> dict[str, Tensor]:
-        """What resuming needs besides the model and torch's global generators."""
-
-    @abstractmethod
-    def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `training_tensors`."""
-
-    @abstractmethod
-    def sampler_state(self) -> dict[str, Any]:
-        """State of what draws the batches, JSON values."""
-
-    @abstractmethod
-    def load_sampler_state(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `sampler_state`."""
 
 
 def run(
@@ -119,7 +51,7 @@ def run(
     """Train until `config.steps`. See `train_policy` for the arguments and errors."""
     directory = Path(directory)
     device = local_device(resolve_device(config.device))
-    with _torch_settings(config, device), process_group(device) as group:
+    with torch_settings(config, device), process_group(device) as group:
         if config.batch_size < group.world:
             raise ValueError(
                 f"batch_size: expected at least a row for each of {group.world} processes, "
@@ -129,10 +61,12 @@ def run(
         if not group.alone:
             learner.join(group)
             torch.manual_seed(config.seed + SEED_STEP * group.rank)
-        return _Run(learner, data, config, directory, device, evaluate).start(resume)
+        return Run(learner, data, config, directory, device, evaluate).start(resume)
 
 
-class _Run:
+class Run:
+    """A training from its folder to its result."""
+
     def __init__(
         self,
         learner: Learner,
@@ -169,14 +103,35 @@ class _Run:
         }
 
     def start(self, resume: bool) -> TrainingResult:
+        """Train to the end."""
+        # A terminal's Ctrl-C comes twice under torchrun: once from torchrun itself.
+        with (
+            Interrupt(patience=0.0 if self.group.alone else 5.0) as interrupt,
+            closing(self.updates(resume, interrupt)) as updates,
+        ):
+            terms: list[Tensor] = []
+            while True:
+                try:
+                    updates.send(terms or None)
+                except StopIteration as end:
+                    result: TrainingResult = end.value
+                    return result
+                terms = [self.learner.update(self.step + 1)]
+
+    def updates(
+        self, resume: bool, interrupt: Interrupt
+    ) -> Generator[int, list[Tensor] | None, TrainingResult]:
+        """All but the updates, for a caller that does them.
+
+        It yields the number of updates until something is due; the caller does one or more of them,
+        up to that many, and sends what each gave.
+        """
         began = time.perf_counter()
         self._open(resume)
         self.learner.model.train()
         folder = self.directory if self.group.first else None
         with (
             RunLog(folder, keep_to_step=self.step, tensorboard=self.config.tensorboard) as log,
-            # A terminal's Ctrl-C comes twice under torchrun: once from torchrun itself.
-            Interrupt(patience=0.0 if self.group.alone else 5.0) as interrupt,
             tqdm(
                 total=self.config.steps,
                 initial=self.step,
@@ -188,7 +143,7 @@ class _Run:
         ):
             if self.step < self.config.steps:
                 log.write("start", self.step, {"steps": self.config.steps})
-            self._loop(log, interrupt, bar)
+            yield from self._loop(log, interrupt, bar)
         self.learner.model.eval()
         return TrainingResult(
             directory=self.directory,
@@ -200,7 +155,9 @@ class _Run:
             seconds=time.perf_counter() - began,
         )
 
-    def _loop(self, log: RunLog, interrupt: Interrupt, bar: Any) -> None:
+    def _loop(
+        self, log: RunLog, interrupt: Interrupt, bar: Any
+    ) -> Generator[int, list[Tensor] | None, None]:
         config = self.config
         self.log_time, self.log_step = time.perf_counter(), self.step
         stop = self.group.any(interrupt.requested)
@@ -225,11 +182,15 @@ class _Run:
             if stop:
                 log.write("interrupted", self.step, {})
                 raise TrainingInterrupted(self.step, self.directory)
-            self.step += 1
-            terms = self.learner.update(self.step)
-            terms, stop = self.group.sum_terms(terms, interrupt.requested)
-            self.pending.append(terms)
-            bar.update(1)
+            periods = [config.log_every, config.checkpoint_every]
+            if self.evaluate is not None:
+                periods.append(config.evaluation_every)
+            done = yield min(config.steps - self.step, *(n - self.step % n for n in periods))
+            for terms in done or ():
+                summed, stop = self.group.sum_terms(terms, interrupt.requested)
+                self.pending.append(summed)
+                self.step += 1
+                bar.update(1)
 
     # --- what is due at a step ---
 
@@ -419,7 +380,7 @@ def _of_rank(name: str, rank: int) -> str:
 
 
 @contextmanager
-def _torch_settings(config: TrainingConfig, device: torch.device) -> Iterator[None]:
+def torch_settings(config: TrainingConfig, device: torch.device) -> Iterator[None]:
     """Threads and seed for a run; the caller's come back afterwards."""
     with torch_threads(config.threads), torch.random.fork_rng(_cuda_devices(device)):
         torch.manual_seed(config.seed)

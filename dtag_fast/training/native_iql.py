@@ -91,6 +91,8 @@ class NativeIql:
         self._rows, self._mean, self._std = rows.contiguous(), mean, std
         self._q, self._value = q, value
         self._bound: list[Tensor] = []
+        self.threads: int | None = None
+        """Threads of a step; None takes as many as torch does."""
         self._addresses: list[int] = []
 
     def step(self, rows: NDArray[np.int64]) -> Tensor:
@@ -113,7 +115,7 @@ class NativeIql:
             np.ascontiguousarray(rows, dtype=np.int64).ctypes.data,
             adam,
             losses.data_ptr(),
-            torch.get_num_threads(),
+            self.threads or torch.get_num_threads(),
         )
         _load().count_optimizer_step()  # critics packed for refinement are not current any more
         return losses

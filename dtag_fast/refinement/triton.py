@@ -24,15 +24,21 @@ from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.refinement.execution import DEFAULT, Execution
 from dtag_fast.refinement.loop import numbers
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
-from dtag_fast.refinement.triton_kernels.launch import interpreted, launch, multiprocessors
+from dtag_fast.refinement.triton_kernels.launch import (
+    compiler_options,
+    interpreted,
+    launch,
+    multiprocessors,
+)
 from dtag_fast.refinement.triton_kernels.packed import (
     Packed,
     columns,
     dense_constants,
+    dense_options,
     pack,
     power_of_two,
     walk_constants,
-    walk_warps,
+    walk_options,
     why_no_walk,
 )
 
@@ -115,7 +121,9 @@ def run(
         constants = {"STARTS": power_of_two(starts), "A": critic.actions}
         arguments = *given, result, of_rows, counts, batch, starts, action_dim
         if batch:
-            launch("choose", batch, arguments, constants, device, warps=1)
+            launch(
+                "choose", batch, arguments, constants, device, compiler_options(warps=1, stages=1)
+            )
         start = counts[3]
     q, q_initial, distance = of_rows
     return result, RefineInfo(
@@ -174,7 +182,7 @@ def _dense(
         options.max_distance or 0.0,
         critic.negative_slope,
     )
-    launch("dense", programs, arguments, constants, critic.device, warps=8)
+    launch("dense", programs, arguments, constants, critic.device, dense_options(constants))
 
 
 def _walk(
@@ -215,7 +223,7 @@ def _walk(
         options.max_distance or 0.0,
         critic.negative_slope,
     )
-    launch("walk", programs, arguments, constants, critic.device, warps=walk_warps(constants))
+    launch("walk", programs, arguments, constants, critic.device, walk_options(constants))
 
 
 @functools.lru_cache(maxsize=256)

@@ -75,6 +75,8 @@ def dense(
 ) -> None:
     """Refine `rows` rows; see the module for the mathematics and `step.py` for the loop."""
     lane = tl.arange(0, R)  # rows of the tile
+    # The first layer keeps float32's digits: where tensor cores are wanted, of three products.
+    OUTER: tl.constexpr = "fp32" if PRECISION == "fp32" else "tf32x3"
     axis = tl.arange(0, A)  # action dimensions
     unit = tl.arange(0, H)  # hidden units
     tile = tl.arange(0, TILE)
@@ -109,7 +111,7 @@ def dense(
                 std = tl.load(normalizer + observation_dim + feature, mask=known, other=1.0)
                 x = tl.div_rn(x - mean[None, :], std[None, :] + tl.zeros_like(x))
                 at = (e * observation_dim + feature)[:, None] * H + unit[None, :]
-                z = product(x, tl.load(observed + at, mask=known[:, None], other=0.0), z, "fp32")
+                z = product(x, tl.load(observed + at, mask=known[:, None], other=0.0), z, OUTER)
             tl.store(scratch + e * state_size + at_unit, z)
 
         action = initial
@@ -135,7 +137,7 @@ def dense(
                     some = a + tl.arange(0, 16)
                     x = tl.load(point + lane[:, None] * A + some[None, :])
                     w = tl.load(to_action + (e * A + some)[:, None] * H + unit[None, :])
-                    z = product(x, w, z, "fp32")
+                    z = product(x, w, z, OUTER)
                 z = tl.where(unit[None, :] < tl.load(widths), z, 0.0)
                 tl.store(state + R * H + at_unit, z)
             for layer in range(1, layers):
@@ -201,7 +203,7 @@ def dense(
                         for k in range(0, H, TILE):
                             at = (e * H + k + tile)[:, None] * A + axis[None, :]
                             part = tl.load(scratch + e * state_size + R * H + at_tile + k)
-                            pulled = product(part, tl.load(from_action + at), pulled, "fp32")
+                            pulled = product(part, tl.load(from_action + at), pulled, OUTER)
                         gradient += tl.where(needed[:, None], pulled, 0.0)
                 rate = tl.load(numbers + 2 * action_dim + 2 * step)
                 correction = tl.load(numbers + 2 * action_dim + 2 * step + 1)

@@ -15,9 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-# Fused multiply-adds are within the rounding of the contract, and half the instructions.
-COMPILER_OPTIONS: dict[str, Any] = {"num_stages": 3, "enable_fp_fusion": True}
-
 # Handles of compiled kernels. Arguments that can differ from call to call are specialised on by
 # none, and those that could be misaligned neither: a handle fits every call with its constants.
 _compiled: dict[Any, Any] = {}
@@ -37,6 +34,12 @@ def kernels(name: str) -> ModuleType:
     return importlib.import_module(f"dtag_fast.refinement.triton_kernels.{name}")
 
 
+def compiler_options(*, warps: int, stages: int) -> dict[str, Any]:
+    """Warps of a program, and how many tiles of a loop are under way at a time."""
+    # Fused multiply-adds round less, and are half the instructions.
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
+
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Of the GPU; a single one for the interpreter."""
@@ -51,10 +54,12 @@ def launch(
     arguments: tuple[Any, ...],
     constants: dict[str, Any],
     device: torch.device,
-    *,
-    warps: int,
+    options: dict[str, Any],
 ) -> None:
-    """Run so many programs of the kernel of that name on the device's current stream."""
+    """Run so many programs of the kernel of that name on the device's current stream.
+
+    `options` are the compiler's; the same for the same constants.
+    """
     if interpreted():
         # While it runs it replaces parts of triton.language.
         with _interpreters_turn, np.errstate(all="ignore"):
@@ -62,11 +67,9 @@ def launch(
         return
     with torch.cuda.device(device):
         values = tuple(constants.values())
-        key = name, values, warps, device
+        key = name, values, device
         kernel = _compiled.get(key)
         if kernel is None:
             function = getattr(kernels(name), name)
-            kernel = _compiled[key] = function.warmup(
-                *arguments, *values, grid=(1,), num_warps=warps, **COMPILER_OPTIONS
-            )
+            kernel = _compiled[key] = function.warmup(*arguments, *values, grid=(1,), **options)
         kernel[(programs, 1, 1)](*arguments, *values)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from dtag_fast.models.critic import Critic
 from dtag_fast.refinement.execution import Precision
 from dtag_fast.refinement.options import RefineOptions
-from dtag_fast.refinement.triton_kernels.launch import interpreted
+from dtag_fast.refinement.triton_kernels.launch import compiler_options, interpreted
 
 MOST_IN_REGISTERS = 32768  # numbers of the walk's maps, of all heads, each with 1 + A columns
 LARGEST = 1e36  # product of weights of all layers; the largest float32 is 3.4e38
-WEIGHT_TILE = 8192  # numbers of a weight matrix that a program loads at a time
+WEIGHT_TILE = 4096  # numbers of a weight matrix that a program loads at a time
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,6 @@ def columns(action_dim: int, precision: Precision) -> int:
     return max(4 if precision == "fp32" else 16, power_of_two(1 + action_dim))
 
 
-def walk_warps(constants: dict[str, Any]) -> int:
-    """As many as give a thread no more than 64 numbers of the maps."""
-    return 8 if constants["HEADS"] * constants["A"] * constants["H"] <= 16384 else 16
-
-
 def walk_constants(critic: Packed, options: RefineOptions) -> dict[str, Any]:
     """What the walk is compiled for."""
     return {
@@ -178,6 +173,21 @@ def dense_constants(critic: Packed, options: RefineOptions) -> dict[str, Any]:
         "HEADS": power_of_two(critic.heads),
         "TILE": _tile(critic),
     }
+
+
+def walk_options(constants: dict[str, Any]) -> dict[str, Any]:
+    """How the walk is compiled; see `dense_options`."""
+    size = constants["HEADS"] * constants["A"] * constants["H"]
+    stages = 3 if constants["PRECISION"] == "fp32" else 2
+    return compiler_options(warps=8 if size <= 8192 else 16, stages=stages)
+
+
+def dense_options(constants: dict[str, Any]) -> dict[str, Any]:
+    """How the dense kernel is compiled: as much is loaded ahead as registers allow, which
+    `python -m benchmarks.triton_resources` shows.
+    """
+    del constants
+    return compiler_options(warps=8, stages=2)
 
 
 def _option_constants(critic: Packed, options: RefineOptions) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def product(
         result = tl.dot(x, weights, start, input_precision="ieee")
     elif PRECISION == "tf32":
         result = tl.dot(x, weights, start, input_precision="tf32")
+    elif PRECISION == "tf32x3":
+        result = tl.dot(x, weights, start, input_precision="tf32x3")
     elif INTERPRETED:
         # numpy has no bfloat16 to multiply; products of two are exact in float32.
         rounded = x.to(tl.bfloat16).to(tl.float32)

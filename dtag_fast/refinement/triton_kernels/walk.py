@@ -103,8 +103,8 @@ def walk(
         if BOUNDED:
             initial = into_box(initial, low, high)
         share = tl.load(biases + at_unit, mask=in_heads, other=0.0)
-        for s in range(0, observation_dim, 16):
-            feature = s + tl.arange(0, 16)
+        for s in range(0, observation_dim, 8):
+            feature = s + tl.arange(0, 8)
             known = feature < observation_dim
             at = (row // starts) * observation_dim + feature
             x = tl.load(observations + at, mask=known, other=0.0)

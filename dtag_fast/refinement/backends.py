@@ -108,6 +108,7 @@ BACKENDS: dict[str, BackendEntry] = {
         limits="a `dtag_fast.Critic` on CUDA without LayerNorm, hidden layers of up to 1024 units; "
         "needs triton; compiles at the first call",
         packs=True,
+        fast=True,
         auto_on=("cuda",),
     ),
     "graph": BackendEntry(

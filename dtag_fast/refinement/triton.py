@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.refinement.backends import FastCall
 from dtag_fast.refinement.execution import DEFAULT, Execution
 from dtag_fast.refinement.loop import numbers
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
@@ -41,8 +43,9 @@ from dtag_fast.refinement.triton_kernels.packed import (
     walk_options,
     why_no_walk,
 )
+from dtag_fast.refinement.weights_version import WeightsVersion
 
-__all__ = ["interpreted", "pack", "run", "unavailable_reason", "unsupported_reason"]
+__all__ = ["fast_call", "interpreted", "pack", "run", "unavailable_reason", "unsupported_reason"]
 
 WIDEST = 1024  # of hidden layers: a row of weights has to fit what a program has at hand
 PROGRAMS = 4  # that a multiprocessor may hold; each takes rows in turn, with its own scratch
@@ -105,37 +108,80 @@ def run(
         ValueError: a walk was asked for, and the weights are not all finite.
     """
     walks = _walks(critic, options, execution)
-    batch, starts, action_dim = actions.shape
-    rows = batch * starts
-    device = critic.device
-    floats = functools.partial(torch.empty, dtype=torch.float32, device=device)
-    indices = functools.partial(torch.empty, dtype=torch.int64, device=device)
-    result, of_rows, counts = floats(rows, action_dim), floats(3, rows), indices(3, rows)
-    if rows:
-        refine = _walk if walks else _dense
-        refine(critic, observations, actions, options, (result, of_rows, counts))
-    start = torch.zeros(batch, dtype=torch.int64, device=device)
-    if starts > 1:
-        given = (result, of_rows, counts)
-        result, of_rows, counts = floats(batch, action_dim), floats(3, batch), indices(4, batch)
-        constants = {"STARTS": power_of_two(starts), "A": critic.actions}
-        arguments = *given, result, of_rows, counts, batch, starts, action_dim
-        if batch:
-            launch(
-                "choose", batch, arguments, constants, device, compiler_options(warps=1, stages=1)
-            )
-        start = counts[3]
-    q, q_initial, distance = of_rows
+    result, floats, counts = _refine(critic, observations, actions, options, walks)
+    q, q_initial, distance = floats
+    several = actions.shape[1] > 1
     return result, RefineInfo(
         q=q,
         q_initial=q_initial,
         best_step=counts[0],
-        start=start,
+        start=counts[3] if several else torch.zeros_like(counts[0]),
         distance=distance,
         algorithm="walk" if walks else "dense",
         flips=counts[1],
         dense_steps=counts[2],
     )
+
+
+def fast_call(
+    critic: Packed, version: WeightsVersion, options: RefineOptions, execution: Execution
+) -> FastCall:
+    """`Refiner.__call__` for tensors as the kernels take them: no check but whether they are."""
+    walks = _walks(critic, options, execution)
+    options.check_action_dim(critic.action_dim)
+    device, sizes = critic.device, (critic.observation_dim, critic.action_dim)
+
+    def is_plain(array: Any, size: int) -> bool:
+        return (
+            type(array) is Tensor
+            and array.dtype is torch.float32
+            and array.device == device
+            and array.shape[-1:] == (size,)
+            and array.is_contiguous()
+            and not array.is_neg()
+        )
+
+    def call(observations: Any, actions: Any) -> Any:
+        if not (is_plain(observations, sizes[0]) and is_plain(actions, sizes[1])):
+            return NotImplemented
+        points = actions.unsqueeze(1) if actions.ndim == 2 else actions
+        if (
+            observations.ndim != 2
+            or points.ndim != 3
+            or len(points) != len(observations)
+            or points.shape[1] == 0
+            or not version.is_current()
+        ):
+            return NotImplemented
+        return _refine(critic, observations, points, options, walks)[0]
+
+    return call
+
+
+def _refine(
+    critic: Packed, observations: Tensor, actions: Tensor, options: RefineOptions, walks: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The refined actions [B, A]; q, q_initial and distance [3, B]; the best step, flips, dense
+    steps and, of several starting points, the one chosen, [3 or 4, B].
+    """
+    batch, starts, action_dim = actions.shape
+    rows = batch * starts
+    device = critic.device
+    floats = functools.partial(torch.empty, dtype=torch.float32, device=device)
+    indices = functools.partial(torch.empty, dtype=torch.int64, device=device)
+    refined = floats(rows, action_dim), floats(3, rows), indices(3, rows)
+    if rows:
+        kernel = _walk if walks else _dense
+        kernel(critic, observations, actions, options, refined)
+    if starts == 1:
+        return refined
+    chosen = floats(batch, action_dim), floats(3, batch), indices(4, batch)
+    if batch:
+        constants = {"STARTS": power_of_two(starts), "A": critic.actions}
+        arguments = *refined, *chosen, batch, starts, action_dim
+        how = compiler_options(warps=1, stages=1)
+        launch("choose", batch, arguments, constants, device, how)
+    return chosen
 
 
 def _walks(critic: Packed, options: RefineOptions, execution: Execution) -> bool:

@@ -144,6 +144,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.refinement is not None and self.critic is None:
             raise ValueError("critic: needed by a run with refinement, got None")
+        if self.probes and self.critic is None:
+            raise ValueError("critic: needed by a run with probes, got None")
         if self.samples < 1 or (self.samples > 1 and self.refinement is None):
             raise ValueError(
                 f"samples: expected 1, or more with refinement, got {self.samples} with "

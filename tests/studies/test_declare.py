@@ -60,6 +60,8 @@ def test_what_cannot_be_is_refused() -> None:
     unrefined, refined = toy_runs(1)
     with pytest.raises(ValueError, match="critic: needed by a run with refinement"):
         replace(refined, critic=None)
+    with pytest.raises(ValueError, match="critic: needed by a run with probes"):
+        replace(unrefined, probes=("critic-quality",))
     with pytest.raises(ValueError, match="samples: expected 1, or more with refinement"):
         replace(unrefined, samples=3)
     with pytest.raises(ValueError, match=r"share: expected a number in \(0, 1\], got 1.5"):

@@ -97,8 +97,8 @@ def test_a_lost_node_loses_no_row_and_changes_none(
         report = run_study(all_, engine, there, there / "trainings")
         assert engine.free == 1
         # A run that cannot be done is a failure, not a lost job.
-        folders = {t.key: there / "trainings" / t.key for t in first[0].trainings}
-        job = Job(replace(first[0], probes=("none",)), folders)
+        folders = {t.key: there / "trainings" / t.key for t in first[1].trainings}
+        job = Job(replace(first[1], probes=("none",)), folders)
         engine.start(job)
         ((ended, outcome),) = engine.wait()
         assert ended is job

@@ -300,7 +300,7 @@ def test_no_more_workers_than_fit_into_memory() -> None:
     engine = LocalEngine(3, available=lambda: free[0])
     try:
         run = toy_runs(1)[0]
-        job = Job(replace(run, probes=("no such",)), {run.policy.key: Path("nowhere")})
+        job = Job(run, {run.policy.key: Path("nowhere")})
         assert engine.free == 1
         engine.start(job)
         assert engine.free == 1
@@ -309,6 +309,7 @@ def test_no_more_workers_than_fit_into_memory() -> None:
         ((ended, outcome),) = engine.wait()
         assert ended is job
         assert outcome.error is not None
+        assert outcome.error.startswith("CheckpointError: nowhere: no such folder")
         assert not outcome.lost
         assert engine.free == 1  # the idle one
     finally:

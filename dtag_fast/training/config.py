@@ -190,7 +190,8 @@ class CriticConfig(TrainingConfig):
 
     backend: CriticBackend = "auto"
     """native: the compiled update (iql), for relu and leaky_relu without LayerNorm, float32 on the
-    CPU; torch: autograd; auto: native where it can. They differ by rounding."""
+    CPU; torch: autograd; auto: native where it can, on CUDA the captured update (iql). They differ
+    by rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dtag_fast.studies.declare import Study
-from dtag_fast.studies.named import acting, critics, main_tables, toy
+from dtag_fast.studies.named import acting, critics, main_tables, policy_gradient, toy
 
 STUDIES: dict[str, Study] = {
     study.name: study
@@ -18,6 +18,7 @@ STUDIES: dict[str, Study] = {
         main_tables.PREDICTORS_STUDY,
         acting.TEST_TIME,
         critics.SELECTION,
+        policy_gradient.POLICY_GRADIENT,
         critics.ACTION_DIMS,
         critics.DIVERSITY,
     )

@@ -43,6 +43,7 @@ class Method:
     config: Callable[[Data, Size], PolicyConfig]
     guided: bool = False  # by the critic of the same seed
     baseline: bool = False  # shown unrefined alone
+    tabled: bool = True  # among the policies of the main tables
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class CriticMethod:
     config: Callable[[Data, Size], CriticConfig]
 
 
-def policy(method: str, data: Data, size: Size, seed: int, *, best: bool = False) -> Training:
+def policy(
+    method: str, data: Data, size: Size, seed: int, *, best: bool = False, **changes: Any
+) -> Training:
     """A policy's training.
 
     Args:
@@ -63,6 +66,7 @@ def policy(method: str, data: Data, size: Size, seed: int, *, best: bool = False
         size: of the work.
         seed: of the training.
         best: evaluate on the way, so that there is a best checkpoint besides the last one.
+        changes: fields of its configuration.
     """
     kind = METHODS[method]
     config = kind.config(data, size)
@@ -78,6 +82,7 @@ def policy(method: str, data: Data, size: Size, seed: int, *, best: bool = False
         evaluation_every=max(1, steps // 5) if best else 0,
         evaluation_seed=CHOOSING_SEED,
         progress=False,
+        **changes,
     )
     guide = critic(data, size, seed) if kind.guided else None
     return Training(trainer=kind.trainer, data=data, config=config, guide=guide)
@@ -196,6 +201,11 @@ def _sequence_config(kind: Any, data: Data, size: Size) -> PolicyConfig:
     )
 
 
+def _gradient(kind: Any) -> Callable[[Data, Size], PolicyConfig]:
+    """A sequence model with the policy gradient in its loss, unless varied with this weight."""
+    return lambda data, size: replace(_sequence_config(kind, data, size), q_weight=0.5)
+
+
 def _cloning(kind: Any) -> Callable[[Data, Size], PolicyConfig]:
     return lambda data, size: _cloning_config(kind, data, size)
 
@@ -234,8 +244,14 @@ _IN_BANDITS: dict[str, Any] = {"reward_scaling": "none", "hidden": (64, 64)}
 METHODS = {
     "bc": Method("BC", "policy", _cloning("bc"), baseline=True),
     "dt": Method("Decision Transformer", "policy", _sequence("dt")),
+    "dt-pg": Method(
+        "Decision Transformer + PG", "policy", _gradient("dt"), guided=True, tabled=False
+    ),
     "iql": Method("IQL policy", "policy", _cloning("iql"), guided=True, baseline=True),
     "reinformer": Method("Reinformer", "policy", _sequence("reinformer")),
+    "reinformer-pg": Method(
+        "Reinformer + PG", "policy", _gradient("reinformer"), guided=True, tabled=False
+    ),
 }
 CRITICS = {
     "iql": CriticMethod("IQL", "critic", _critic("iql")),

@@ -29,6 +29,7 @@ NAMES = {
     "share": "share of the trajectories",
     "way": "at acting time",
     "limit": "max_distance",
+    "q_weight": "weight of −Q",
 }
 
 

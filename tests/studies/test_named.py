@@ -14,6 +14,7 @@ from dtag_fast.studies.catalog import STUDIES
 from dtag_fast.studies.declare import BUDGETS, Budget, Run, Study
 from dtag_fast.studies.named.equal_time import equal_time
 from dtag_fast.studies.named.rules import rules
+from dtag_fast.studies.named.spread import spread
 from dtag_fast.studies.report import Estimate, Plot, Table, Text
 from dtag_fast.studies.results import Results
 from dtag_fast.studies.show import LandscapeShow
@@ -182,3 +183,106 @@ def test_not_refining_is_a_choice() -> None:
     ):
         assert found[rule][2].value == 0.0  # type: ignore[attr-defined]
         assert found[rule][3] == "0 of 1"
+
+
+def spread_runs(seeds: int) -> list[Run]:
+    declared = STUDIES["policy-gradient"]
+    size = replace(declared.sizes["small"], budget="small", seeds=seeds, methods=("dt", "dt-pg"))
+    return declared.runs(size, declared.data["small"][:1])
+
+
+def spread_rows(runs: list[Run]) -> dict[str, dict[str, Any]]:
+    """Plain 10, 20, 30 by seed; AG adds 5; PG adds 10 times its weight, spread twice as wide."""
+    rows = made_rows(runs)
+    for run in runs:
+        seed, weight = run.label["seed"], run.label.get("q_weight")
+        value = 10.0 * (1 + seed)
+        if weight is not None:
+            value = 2 * value + 10 * weight
+        rows[run.key]["result"]["returns"] = [value + 5 * run.label["refined"]] * run.episodes
+    return rows
+
+
+def test_spread_has_the_mean_the_deviation_and_the_change_of_every_way() -> None:
+    runs = spread_runs(3)
+    (table,) = spread(Results.of(runs, spread_rows(runs), Path()))
+    assert isinstance(table, Table)
+    found = {tuple(row[1:4]): row[4:] for row in table.rows}
+    name = "Decision Transformer"
+    ways = [(name, ""), *((f"{name} + PG", weight) for weight in ("0.05", "0.5", "5"))]
+    assert list(found) == [(*way, r) for way in ways for r in ("unrefined", "refined")]
+
+    def figures(method: str, weight: str, refined: str) -> list[Any]:
+        cells = found[method, weight, refined]
+        return [cell.value if isinstance(cell, Estimate) else cell for cell in cells]
+
+    # Mean, IQM, standard deviation with n - 1, lowest seed, change, diverged.
+    assert figures(name, "", "unrefined") == pytest.approx([20, 20, 10, 10, None, "0 of 3"])
+    assert figures(name, "", "refined") == pytest.approx([25, 25, 10, 15, 5, "0 of 3"])
+    assert figures(f"{name} + PG", "0.5", "unrefined") == pytest.approx(
+        [45, 45, 20, 25, 25, "0 of 3"]
+    )
+    assert figures(f"{name} + PG", "5", "refined") == pytest.approx([95, 95, 20, 75, 75, "0 of 3"])
+    change = found[f"{name} + PG", "0.5", "unrefined"][4]
+    assert isinstance(change, Estimate)
+    assert (change.low, change.high) == (15, 35)  # of seeds, whose changes are 15, 25 and 35
+
+
+def test_spread_counts_what_diverged_and_keeps_its_row() -> None:
+    runs = spread_runs(3)
+    rows = spread_rows(runs)
+
+    def lose(weight: float | None, seeds: tuple[int, ...], refined: tuple[bool, ...]) -> None:
+        for run in runs:
+            label = run.label
+            chosen = label["seed"] in seeds and label["refined"] in refined
+            if chosen and label.get("q_weight") == weight:
+                lost = {"status": "diverged", "result": {"what": "loss is nan"}, "timing": {}}
+                rows[run.key] |= lost
+
+    lose(5.0, (0, 1, 2), (False, True))
+    lose(0.5, (2,), (False, True))
+    lose(None, (1,), (True,))  # a critic that only refines
+    table, text = spread(Results.of(runs, rows, Path()))
+    assert isinstance(table, Table)
+    assert isinstance(text, Text)
+    found = {(row[2], row[3]): row[4:] for row in table.rows}
+    for refined in ("unrefined", "refined"):
+        assert found["5", refined] == [None, None, None, None, None, "3 of 3"]
+        assert found["0.5", refined][5] == "1 of 3"
+        assert found["0.05", refined][5] == "0 of 3"
+    mean, deviation = found["0.5", "unrefined"][0], found["0.5", "unrefined"][2]
+    assert isinstance(mean, Estimate)
+    assert mean.value == pytest.approx(35)
+    assert deviation == pytest.approx(20 / 2**0.5)
+    assert (found["", "unrefined"][5], found["", "refined"][5]) == ("0 of 3", "1 of 3")
+    assert "9 of 24 runs diverged" in table.caption
+    assert table.caption.endswith("Where one seed is left, intervals are over its episodes.")
+    said = text.text.split("\n\n")
+    assert len(said) == 5  # unrefined and refined, one training
+    hopper = "dtag/hopper/medium-replay-v0, Decision Transformer"
+    assert f"{hopper} + PG, weight 0.5, training seed 2, diverged: loss is nan" in said
+    assert f"{hopper}, training seed 1, diverged: loss is nan" in said
+
+
+def test_spread_of_one_seed_has_no_deviation() -> None:
+    runs = spread_runs(1)
+    (table,) = spread(Results.of(runs, spread_rows(runs), Path()))
+    assert isinstance(table, Table)
+    assert all(row[6] is None for row in table.rows)
+
+
+def test_pg_and_ag_of_a_seed_use_one_critic() -> None:
+    runs = spread_runs(2)
+    for run in runs:
+        guide = run.policy.guide
+        assert (guide is not None) == ("q_weight" in run.label)
+        if guide is not None and run.critic is not None:
+            assert guide == run.critic
+    assert len({run.policy.key for run in runs}) == 2 * (1 + 3)
+
+
+def test_the_main_tables_are_without_policy_gradients() -> None:
+    for name in ("gym", "maze2d"):
+        methods = {record.labels["method"] for record in results_of(STUDIES[name], "small").records}
+        assert methods == {"BC", "Decision Transformer", "IQL policy", "Reinformer"}

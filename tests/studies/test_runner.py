@@ -18,6 +18,7 @@ from dtag_fast import checkpoint
 from dtag_fast.data.generate import make
 from dtag_fast.studies import datasets as stored
 from dtag_fast.studies import recipes
+from dtag_fast.studies.catalog import STUDIES
 from dtag_fast.studies.declare import Data, Run, Training, options
 from dtag_fast.studies.engine import Job, Outcome, perform
 from dtag_fast.studies.engine_local import LocalEngine, available_bytes
@@ -269,6 +270,27 @@ def test_a_diverged_training_is_a_result(tmp_path: Path) -> None:
     assert report.failures == {}
     assert report.rows[run.key]["status"] == "diverged"
     assert (tmp_path / "trainings" / run.trainings[1].key / DIVERGED_FILE).exists()
+
+
+def test_a_policy_that_diverges_by_its_critic_has_rows_that_say_so(tmp_path: Path) -> None:
+    declared = STUDIES["policy-gradient"]
+    runs = declared.runs(replace(TINY, seeds=1, methods=("dt", "dt-pg")), [TOY])
+    wild = recipes.policy("dt-pg", TOY, TINY, 0, q_weight=1e39)  # infinite in float32
+    runs = [replace(run, policy=wild) if run.label.get("q_weight") == 5.0 else run for run in runs]
+    report = do(runs, HereEngine(), tmp_path)
+    assert report.failures == {}
+    status = {
+        (run.label.get("q_weight"), run.label["refined"]): report.rows[run.key]["status"]
+        for run in runs
+    }
+    assert status == {
+        (weight, refined): "diverged" if weight == 5.0 else "done"
+        for weight in (None, 5.0)
+        for refined in (False, True)
+    }
+    again = HereEngine()
+    do(runs, again, tmp_path)
+    assert again.jobs == []  # what diverged is not tried again
 
 
 def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:

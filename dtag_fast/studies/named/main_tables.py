@@ -30,11 +30,12 @@ CHECKPOINTS: tuple[Literal["last", "best"], ...] = ("last", "best")
 
 
 def _tables_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
+    tabled = [name for name, method in recipes.METHODS.items() if method.tabled]
     for data in datasets:
         for seed in range(size.seeds):
             critic = recipes.critic(data, size, seed)
             refined = recipes.refinement(data)
-            for method in recipes.methods(size, *recipes.METHODS):
+            for method in recipes.methods(size, *tabled):
                 policy = recipes.policy(method, data, size, seed, best=True)
                 ways = [None] if recipes.METHODS[method].baseline else [None, refined]
                 for checkpoint in CHECKPOINTS:

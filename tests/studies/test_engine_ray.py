@@ -19,9 +19,8 @@ from dtag_fast.studies.engine_ray import RayEngine, pack, unpack
 from dtag_fast.studies.rows import ROWS_FILE
 from dtag_fast.studies.runner import run_study
 from tests.studies.conftest import toy_runs
-from tests.studies.test_runner import HereEngine, results
+from tests.studies.test_runner import SEARCHED, HereEngine, results
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.ray,
     # Ray leaves sockets and files to the end of its processes.
@@ -43,7 +42,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     pytest.importorskip("ray", reason="the extra ray is not installed")
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(SEARCHED))
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     memory = 80 * 2**20

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import dtag_fast
 from dtag_fast import checkpoint
 from dtag_fast.data.generate import make
 from dtag_fast.studies import datasets as stored
@@ -27,7 +28,8 @@ from dtag_fast.studies.runner import FAILURES_FILE, Report, run_study
 from dtag_fast.studies.work import DIVERGED_FILE
 from tests.studies.conftest import TINY, TOY, toy_runs
 
-ROOT = Path(__file__).parents[2]
+# Where this dtag_fast is, and after it where these tests are.
+SEARCHED = [str(Path(dtag_fast.__file__).parents[1]), str(Path(__file__).parents[2])]
 
 
 class HereEngine:
@@ -175,7 +177,7 @@ if __name__ == "__main__":
         [sys.executable, str(script), str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(SEARCHED)},
     )
     assert process.stdout is not None
     for line in process.stdout:

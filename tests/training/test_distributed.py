@@ -120,6 +120,7 @@ def processes(
             subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, str(arguments)],
                 env={**os.environ, **variables},
+                cwd=folder,  # that of these tests may have a package that is not built
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -114,6 +114,7 @@ def run_until(
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(arguments)],
         env={**os.environ, "PYTHONPATH": root},
+        cwd=directory.parent,  # the folder of these tests may have a package that is not built
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

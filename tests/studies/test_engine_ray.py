@@ -37,16 +37,23 @@ def own_datasets(datasets_folder: Path) -> None:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """A head that works not, and two nodes of one CPU."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(SEARCHED))
+    monkeypatch.chdir(tmp_path)  # Ray's processes import from the folder they start in first of all
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     memory = 80 * 2**20
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": memory}
+    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
+    head = {
+        "num_cpus": 0,
+        "include_dashboard": False,
+        "object_store_memory": memory,
+        "_system_config": soon | {"health_check_failure_threshold": 4},
+    }
     found = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         found.add_node(num_cpus=1, object_store_memory=memory)
@@ -55,12 +62,15 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found.shutdown()  # type: ignore[no-untyped-call]
 
 
+LONG: dict[str, Any] = {"steps": 4000, "backend": "torch"}  # seconds, so that a node dies at work
+
+
 def slow(runs: list[Run]) -> list[Run]:
     """The same with trainings that take a second and more."""
     found = []
     for run in runs:
         policy = replace(run.policy, config=replace(run.policy.config, steps=100))
-        critic = run.critic and replace(run.critic, config=replace(run.critic.config, steps=300))
+        critic = run.critic and replace(run.critic, config=replace(run.critic.config, **LONG))
         found.append(replace(run, policy=policy, critic=critic))
     return found
 
@@ -87,6 +97,9 @@ def test_a_lost_node_loses_no_row_and_changes_none(
                 time.sleep(0.05)
             killed.append([job.key for job in engine._running.values()])
             cluster.remove_node(doomed, allow_graceful=False)
+            while sum(node["Alive"] for node in ray.nodes()) > 2:  # type: ignore[no-untyped-call]
+                assert time.monotonic() < deadline, "a node's death is not noticed"
+                time.sleep(0.05)
         return RayEngine.wait(engine)
 
     try:

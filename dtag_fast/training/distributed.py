@@ -104,10 +104,11 @@ class Group:
                 error = raised
                 outcome[1] = f"{type(raised).__name__}: {raised}"
         self._reach(lambda: torch.distributed.broadcast_object_list(outcome, src=0))
-        if error is not None:
-            raise error
         if outcome[1] is not None:
-            raise ValueError(f"process 0: {outcome[1]}")
+            # All leave now, none while another still reads from it: gloo may abort where a
+            # connection ends under its hands.
+            self._reach(torch.distributed.barrier)
+            raise error or ValueError(f"process 0: {outcome[1]}")
         result: Result = outcome[0]
         return result
 
@@ -166,5 +167,9 @@ def process_group(device: torch.device) -> Iterator[Group]:
     group._reach(lambda: torch.distributed.init_process_group(backend, timeout=TIMEOUT))
     try:
         yield group
-    finally:
+    except ProcessLost:
+        raise  # and leave the group standing: taking down what is broken may abort the process
+    except BaseException:
         torch.distributed.destroy_process_group()
+        raise
+    torch.distributed.destroy_process_group()

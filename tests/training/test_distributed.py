@@ -58,7 +58,7 @@ for config, directory, resume in runs:
         print(error)
         sys.exit(130)
     except (RuntimeError, ValueError) as error:
-        print(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {error}", flush=True)
         sys.exit(1)
 """
 
@@ -223,7 +223,8 @@ def test_a_lost_process_ends_the_others_with_a_message(
     with processes(toy_data, [(config, tmp_path / "run", False)], tmp_path, doomed=1) as started:
         (code, output), (lost, _) = finish(started)
     assert lost == 9
-    assert code == 1
+    # Where the other end of a connection is gone, gloo may abort a process that is ending anyway.
+    assert code in (1, -signal.SIGABRT), output
     assert "ProcessLost: process 0 of 2 cannot reach the others" in output
     assert "--resume" in output
     assert checkpoint.read_state(tmp_path / "run")["step"] == 2
@@ -251,7 +252,7 @@ def test_errors_of_the_first_reach_all(toy_data: Trajectories, tmp_path: Path) -
     train_alone(toy_data, dataclasses.replace(CONFIGS["dt"], steps=2), tmp_path / "run")
     with processes(toy_data, [(CONFIGS["dt"], tmp_path / "run", False)], tmp_path) as started:
         results = finish(started)
-    assert [code for code, _ in results] == [1, 1]
+    assert [code for code, _ in results] == [1, 1], results
     assert all("already holds a run; resume it" in output for _, output in results)
     assert results[1][1].startswith("ValueError: process 0: ")
 

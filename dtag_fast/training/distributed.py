@@ -172,4 +172,5 @@ def process_group(device: torch.device) -> Iterator[Group]:
     except BaseException:
         torch.distributed.destroy_process_group()
         raise
+    group._reach(torch.distributed.barrier)
     torch.distributed.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pickle
 import signal
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,32 @@ def processes(
             process.stdout.close()
 
 
+class Aborted(Exception):
+    """A process was aborted by gloo's own threads: seen in one of some fifty runs, at its end."""
+
+
 def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     outputs = [process.communicate(timeout=120)[0] for process in started]
+    if any(process.returncode == -signal.SIGABRT for process in started):
+        raise Aborted(outputs)
     return [(process.returncode, out) for process, out in zip(started, outputs, strict=True)]
+
+
+def again_if_aborted(test: Callable[..., None]) -> Callable[..., None]:
+    """The test, done anew in another folder after an `Aborted`, twice at most."""
+
+    @functools.wraps(test)
+    def attempts(*args: Any, tmp_path: Path, **kwargs: Any) -> None:
+        for attempt in range(3):
+            folder = tmp_path / str(attempt)
+            folder.mkdir()
+            try:
+                return test(*args, tmp_path=folder, **kwargs)
+            except Aborted:
+                if attempt == 2:
+                    raise
+
+    return attempts
 
 
 def train_alone(
@@ -170,6 +194,7 @@ def assert_same_training(one: Path, other: Path) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-2, atol=1e-4)
 
 
+@again_if_aborted
 def test_two_processes_train_as_one_and_either_resumes_the_other(
     toy_data: Trajectories, tmp_path: Path
 ) -> None:
@@ -184,7 +209,8 @@ def test_two_processes_train_as_one_and_either_resumes_the_other(
     evaluated = dataclasses.replace(CONFIGS["critic"], evaluation_every=10)
     runs.append((evaluated, tmp_path / "evaluated", False))
     with processes(toy_data, runs, tmp_path) as started:
-        assert [code for code, _ in finish(started)] == [0, 0]
+        ended = finish(started)
+        assert [code for code, _ in ended] == [0, 0], ended
     for name in CONFIGS:
         assert_same_training(tmp_path / f"{name}-alone", tmp_path / f"{name}-both")
     assert_same_training(tmp_path / "dt-alone", tmp_path / "alone-then-both")
@@ -193,6 +219,7 @@ def test_two_processes_train_as_one_and_either_resumes_the_other(
     assert checkpoint.read_state(tmp_path / "evaluated")["best"] == {"step": 20, "score": 20.0}
 
 
+@again_if_aborted
 def test_dropout_differs_between_processes_and_resumes_exactly(
     toy_data: Trajectories, tmp_path: Path
 ) -> None:
@@ -205,7 +232,8 @@ def test_dropout_differs_between_processes_and_resumes_exactly(
         (config, tmp_path / "parts", True),
     ]
     with processes(toy_data, runs, tmp_path) as started:
-        assert [code for code, _ in finish(started)] == [0, 0]
+        ended = finish(started)
+        assert [code for code, _ in ended] == [0, 0], ended
     saved = []
     for name in ("whole", "parts"):
         training = checkpoint.load_tensors(tmp_path / name, file=checkpoint.TRAINING_FILE)
@@ -216,6 +244,7 @@ def test_dropout_differs_between_processes_and_resumes_exactly(
     assert not torch.equal(*generators)
 
 
+@again_if_aborted
 def test_a_lost_process_ends_the_others_with_a_message(
     toy_data: Trajectories, tmp_path: Path
 ) -> None:
@@ -223,13 +252,13 @@ def test_a_lost_process_ends_the_others_with_a_message(
     with processes(toy_data, [(config, tmp_path / "run", False)], tmp_path, doomed=1) as started:
         (code, output), (lost, _) = finish(started)
     assert lost == 9
-    # Where the other end of a connection is gone, gloo may abort a process that is ending anyway.
-    assert code in (1, -signal.SIGABRT), output
+    assert code == 1, output
     assert "ProcessLost: process 0 of 2 cannot reach the others" in output
     assert "--resume" in output
     assert checkpoint.read_state(tmp_path / "run")["step"] == 2
 
 
+@again_if_aborted
 def test_sigint_saves_once_for_all(toy_data: Trajectories, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIGS["critic"], steps=100_000, checkpoint_every=100_000)
     with processes(toy_data, [(config, tmp_path / "run", False)], tmp_path) as started:
@@ -248,6 +277,7 @@ def test_sigint_saves_once_for_all(toy_data: Trajectories, tmp_path: Path) -> No
     assert all(f"stopped at step {step}; the checkpoint is in" in output for _, output in results)
 
 
+@again_if_aborted
 def test_errors_of_the_first_reach_all(toy_data: Trajectories, tmp_path: Path) -> None:
     train_alone(toy_data, dataclasses.replace(CONFIGS["dt"], steps=2), tmp_path / "run")
     with processes(toy_data, [(CONFIGS["dt"], tmp_path / "run", False)], tmp_path) as started:

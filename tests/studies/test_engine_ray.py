@@ -62,7 +62,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     found.shutdown()  # type: ignore[no-untyped-call]
 
 
-LONG: dict[str, Any] = {"steps": 4000, "backend": "torch"}  # seconds, so that a node dies at work
+LONG: dict[str, Any] = {"steps": 15_000, "backend": "torch"}  # seconds, so that a node dies at work
 
 
 def slow(runs: list[Run]) -> list[Run]:

@@ -209,23 +209,8 @@ def run(
 
 @functools.lru_cache(maxsize=256)
 def native_options(options: RefineOptions, action_dim: int) -> _cuda.Options:
-    """The options as the module takes them, with one bound a dimension."""
-
-    def per_dimension(bound: tuple[float, ...]) -> tuple[float, ...]:
-        return bound * action_dim if len(bound) == 1 else bound
-
-    native: _cuda.Options = _load().Options(
-        steps=options.steps,
-        step_size=options.step_size,
-        optimizer=options.optimizer,
-        low=per_dimension(options.low),
-        high=per_dimension(options.high),
-        ensemble=options.ensemble,
-        lcb_k=options.lcb_k,
-        select=options.select,
-        max_distance=options.max_distance,
-        gradient=options.gradient,
-    )
+    """The options as the module takes them."""
+    native: _cuda.Options = _load().Options(**options.native_arguments(action_dim))
     return native
 
 

@@ -100,6 +100,14 @@ class RefineOptions:
         high = torch.tensor(self.high, dtype=torch.float32, device=device)
         return low, high
 
+    def native_arguments(self, action_dim: int) -> dict[str, Any]:
+        """The fields by name, for a compiled module, with A numbers to each bound."""
+        fields = {**vars(self)}
+        for bound in ("low", "high"):
+            if len(fields[bound]) == 1:
+                fields[bound] = fields[bound] * action_dim
+        return fields
+
 
 @dataclass(frozen=True)
 class RefineInfo:

@@ -33,7 +33,7 @@ from benchmarks.contenders import Contender
 from benchmarks.entries import calls, enter, row
 from dtag_fast.data.minari import from_minari
 from dtag_fast.models.critic import Critic
-from dtag_fast.training.iql import load_critic
+from dtag_fast.training.critic import load_critic
 
 if TYPE_CHECKING:
     from benchmarks.conftest import Interleaved, Table

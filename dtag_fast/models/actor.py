@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dtag_fast.models.action_box import ActionBox
 from dtag_fast.models.normalizer import Normalizer
 
 LOG_STD_RANGE = (-20.0, 2.0)
@@ -17,7 +18,7 @@ INITIAL_LOG_STD = -1.0
 INITIAL_OUTPUT_GAIN = 1e-2
 
 
-class Actor(nn.Module):
+class Actor(ActionBox, nn.Module):
     """A deterministic actor: ReLU layers, and a tanh stretched to the action box.
 
     Args:
@@ -28,9 +29,6 @@ class Actor(nn.Module):
 
     Unit actions are those in units where the box is [-1, 1].
     """
-
-    action_low: Tensor
-    action_high: Tensor
 
     outputs_per_action = 1
 
@@ -63,19 +61,6 @@ class Actor(nn.Module):
     def _outputs(self, observations: Tensor) -> Tensor:
         outputs: Tensor = self.layers(self.normalizer(observations)).float()
         return outputs
-
-    def unit_actions(self, actions: Tensor) -> Tensor:
-        """Actions [..., A] in units where the box is [-1, 1]."""
-        center, half = self._center_and_half_width()
-        return (actions - center) / half
-
-    def box_actions(self, actions: Tensor) -> Tensor:
-        """The inverse of `unit_actions`."""
-        center, half = self._center_and_half_width()
-        return center + half * actions
-
-    def _center_and_half_width(self) -> tuple[Tensor, Tensor]:
-        return (self.action_high + self.action_low) / 2, (self.action_high - self.action_low) / 2
 
 
 class TanhGaussianActor(Actor):

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dtag_fast.models.action_box import ActionBox
 from dtag_fast.models.config import ModelConfig, ModelKind
 from dtag_fast.models.normalizer import Normalizer
 
@@ -127,7 +128,7 @@ class Block(nn.Module):
         return F.dropout(self.contract(hidden), self.dropout, self.training)
 
 
-class SequenceModel(nn.Module, ABC):
+class SequenceModel(ActionBox, nn.Module, ABC):
     """What Decision Transformer and Reinformer share: embeddings, blocks, the action box.
 
     Args:
@@ -142,8 +143,6 @@ class SequenceModel(nn.Module, ABC):
     """
 
     kind: ClassVar[ModelKind]
-    action_low: Tensor
-    action_high: Tensor
 
     def __init__(
         self,
@@ -212,19 +211,6 @@ class SequenceModel(nn.Module, ABC):
         block, config.context_length steps: its own and those before it. The range of timesteps is
         checked on the CPU only, where it costs nothing; on a GPU the caller checks.
         """
-
-    def unit_actions(self, actions: Tensor) -> Tensor:
-        """Actions [..., A] in units where the box is [-1, 1]."""
-        center, half = self._center_and_half_width()
-        return (actions - center) / half
-
-    def box_actions(self, actions: Tensor) -> Tensor:
-        """The inverse of `unit_actions`."""
-        center, half = self._center_and_half_width()
-        return center + half * actions
-
-    def _center_and_half_width(self) -> tuple[Tensor, Tensor]:
-        return (self.action_high + self.action_low) / 2, (self.action_high - self.action_low) / 2
 
     def _embed(
         self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor

@@ -19,9 +19,6 @@ from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.training.captured import CapturedUpdate, prepare_adam
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.critic import ORTHOGONAL_GAIN, TransitionLearner
-from dtag_fast.training.critic import build_critic as build_critic
-from dtag_fast.training.critic import load_critic as load_critic
-from dtag_fast.training.critic import train_critic as train_critic
 from dtag_fast.training.distributed import Group
 from dtag_fast.training.native_iql import NativeIql, Trained, unsupported_reason
 

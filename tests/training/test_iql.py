@@ -16,13 +16,8 @@ from torch import Tensor
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
 from dtag_fast.training.config import CriticConfig
-from dtag_fast.training.iql import (
-    CriticLearner,
-    build_critic,
-    expectile_loss,
-    load_critic,
-    train_critic,
-)
+from dtag_fast.training.critic import build_critic, load_critic, train_critic
+from dtag_fast.training.iql import CriticLearner, expectile_loss
 from tests.training.conftest import critic_config, plain_head, plain_mlp
 
 CPU = torch.device("cpu")

@@ -22,8 +22,8 @@ from dtag_fast import checkpoint
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.config import ModelConfig
 from dtag_fast.training.config import CriticConfig, PolicyConfig, TrainingConfig
+from dtag_fast.training.critic import train_critic
 from dtag_fast.training.interrupt import TrainingInterrupted
-from dtag_fast.training.iql import train_critic
 from dtag_fast.training.logs import read_log
 from dtag_fast.training.loop import TrainingDiverged, TrainingResult, resolve_device
 from dtag_fast.training.sequence import load_policy_model, train_policy
@@ -63,7 +63,7 @@ PROGRAM = """
 import pickle, sys, time
 from pathlib import Path
 from dtag_fast.training.interrupt import TrainingInterrupted
-from dtag_fast.training.iql import train_critic
+from dtag_fast.training.critic import train_critic
 from dtag_fast.training.sequence import train_policy
 data, config, directory = pickle.loads(Path(sys.argv[1]).read_bytes())
 train = train_policy if hasattr(config, "model") else train_critic

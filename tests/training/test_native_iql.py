@@ -15,7 +15,8 @@ from dtag_fast import build_info, checkpoint
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.refinement import Refiner, reference
 from dtag_fast.training.config import CriticConfig
-from dtag_fast.training.iql import CriticLearner, train_critic
+from dtag_fast.training.critic import train_critic
+from dtag_fast.training.iql import CriticLearner
 
 pytestmark = pytest.mark.skipif(
     build_info.native_missing_reason() is not None, reason="the native module is not built"

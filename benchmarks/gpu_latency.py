@@ -20,6 +20,7 @@ from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import BACKENDS, Refiner
 from dtag_fast.refinement.backends import reason_against
 from dtag_fast.refinement.execution import Execution
+from dtag_fast.refinement.graph import capture
 from dtag_fast.refinement.parity import Standard
 
 BACKENDS_TIMED = ("graph", "triton", "cuda")
@@ -197,23 +198,15 @@ def measure_limits() -> Limits:
 
 def replayed(call: Callable[[], object], replays: int = REPLAYS) -> list[float]:
     """Seconds of the device for one call, sampled: a CUDA graph of it, replayed."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    replay, _outputs = capture(call, torch.device("cuda", torch.cuda.current_device()))
     found = []
     for sample in range(SAMPLES + 3):
         first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        graph.replay()  # the one before keeps the device busy while events are queued
+        replay()  # the one before keeps the device busy while events are queued
         first.record()
         for _ in range(replays):
-            graph.replay()
+            replay()
         last.record()
         last.synchronize()
         if sample >= 3:

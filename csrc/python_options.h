@@ -12,19 +12,12 @@
 
 #include "cost_model.h"
 #include "packed_critic.h"
+#include "python_words.h"
 #include "refine.h"
 
 namespace dtag {
 
 namespace py = pybind11;
-
-template <typename Value>
-Value word(const char* argument, const std::string& name, const std::map<std::string, Value>& of) {
-  const auto found = of.find(name);
-  if (found == of.end())
-    throw py::value_error(std::string(argument) + ": unknown word '" + name + "'");
-  return found->second;
-}
 
 inline Precision precision_named(const std::string& name) {
   static const std::map<std::string, Precision> precisions = {{"fp32", Precision::fp32},

@@ -10,20 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "../python_words.h"
 #include "launch.h"
 
 namespace py = pybind11;
 
 namespace dtag::cuda {
 namespace {
-
-template <typename Value>
-Value word(const char* argument, const std::string& name, const std::map<std::string, Value>& of) {
-  const auto found = of.find(name);
-  if (found == of.end())
-    throw py::value_error(std::string(argument) + ": unknown word '" + name + "'");
-  return found->second;
-}
 
 std::optional<std::string> or_none(const char* reason) {
   if (reason == nullptr) return std::nullopt;

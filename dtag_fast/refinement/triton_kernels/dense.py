@@ -22,9 +22,10 @@ from dtag_fast.refinement.triton_kernels.step import (
     advance,
     combine,
     into_box,
-    is_finite,
+    keep_better,
     length,
     product,
+    select,
 )
 
 VARYING = ["rows", "starts", "steps", "observation_dim", "action_dim", "heads", "layers"]
@@ -164,10 +165,9 @@ def dense(
             q, cotangents = combine(values, heads, lcb_k, ENSEMBLE, HEADS)
 
             q_initial = tl.where(step == 0, q, q_initial)
-            better = is_finite(q) & (q > best_q)
-            best_action = tl.where(better[:, None], action, best_action)
-            best_q = tl.where(better, q, best_q)
-            best_step = tl.where(better, last_step, best_step)
+            best_action, best_q, best_step = keep_better(
+                action, q, last_step, best_action, best_q, best_step
+            )
 
             if step < steps:
                 # Backward, through the heads that any row needs; d_l takes the place of z_l.
@@ -226,12 +226,9 @@ def dense(
                 )
                 last_step = tl.where(moving != 0, step + 1, last_step)
 
-        if BEST:
-            action, q, last_step = best_action, best_q, best_step
-        none = best_q == float("-inf")  # no candidate has a finite Q
-        action = tl.where(none[:, None], initial, action)
-        q = tl.where(none, q_initial, q)
-        last_step = tl.where(none, 0, last_step)
+        action, q, last_step = select(
+            action, q, last_step, best_action, best_q, best_step, initial, q_initial, BEST
+        )
         tl.store(results + at_action, action, mask=in_actions)
         tl.store(floats + row, q, mask=live)
         tl.store(floats + rows + row, q_initial, mask=live)

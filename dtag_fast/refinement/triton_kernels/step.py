@@ -146,6 +146,47 @@ def advance(
 
 
 @triton.jit
+def keep_better(
+    action: tl.tensor,  # [R, A], the candidate
+    q: tl.tensor,  # [R]
+    step: tl.tensor,  # [R]
+    best_action: tl.tensor,  # [R, A], of those before
+    best_q: tl.tensor,  # [R], -inf until there is a finite Q
+    best_step: tl.tensor,  # [R]
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The best candidate so far, the earlier one on a tie."""
+    better = is_finite(q) & (q > best_q)
+    return (
+        tl.where(better[:, None], action, best_action),
+        tl.where(better, q, best_q),
+        tl.where(better, step, best_step),
+    )
+
+
+@triton.jit
+def select(
+    action: tl.tensor,  # [R, A], the last candidate
+    q: tl.tensor,  # [R]
+    step: tl.tensor,  # [R]
+    best_action: tl.tensor,  # [R, A]
+    best_q: tl.tensor,  # [R]
+    best_step: tl.tensor,  # [R]
+    initial: tl.tensor,  # [R, A]
+    q_initial: tl.tensor,  # [R]
+    BEST: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The candidate to return; the initial one where no candidate has a finite Q."""
+    if BEST:
+        action, q, step = best_action, best_q, best_step
+    none = best_q == float("-inf")
+    return (
+        tl.where(none[:, None], initial, action),
+        tl.where(none, q_initial, q),
+        tl.where(none, 0, step),
+    )
+
+
+@triton.jit
 def into_box(actions: tl.tensor, low: tl.tensor, high: tl.tensor) -> tl.tensor:
     """Clamped; NaN stays."""
     return tl.where(actions < low, low, tl.where(actions > high, high, actions))

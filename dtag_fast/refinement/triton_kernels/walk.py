@@ -27,9 +27,10 @@ from dtag_fast.refinement.triton_kernels.step import (
     advance,
     combine,
     into_box,
-    is_finite,
+    keep_better,
     length,
     product,
+    select,
 )
 
 VARYING = ["rows", "starts", "steps", "observation_dim", "action_dim", "heads", "most"]
@@ -205,10 +206,9 @@ def walk(
             q, cotangents = combine(values[None, :], heads, lcb_k, ENSEMBLE, HEADS)
 
             q_initial = tl.where(step == 0, q, q_initial)
-            better = is_finite(q) & (q > best_q)
-            best_action = tl.where(better[:, None], action, best_action)
-            best_q = tl.where(better, q, best_q)
-            best_step = tl.where(better, last_step, best_step)
+            best_action, best_q, best_step = keep_better(
+                action, q, last_step, best_action, best_q, best_step
+            )
 
             cotangent = tl.sum(cotangents, axis=0)  # [E]
             d = through(cotangent[:, None] * w, z, negative_slope, ACTIVATION)
@@ -237,12 +237,9 @@ def walk(
                 )
                 last_step = tl.where(moving != 0, step + 1, last_step)
 
-        if BEST:
-            action, q, last_step = best_action, best_q, best_step
-        none = best_q == float("-inf")  # no candidate has a finite Q
-        action = tl.where(none[:, None], initial, action)
-        q = tl.where(none, q_initial, q)
-        last_step = tl.where(none, 0, last_step)
+        action, q, last_step = select(
+            action, q, last_step, best_action, best_q, best_step, initial, q_initial, BEST
+        )
         only = row + tl.arange(0, 1)
         tl.store(results + row * action_dim + axis[None, :], action, mask=in_action)
         tl.store(floats + only, q)

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dtag_fast.commands.data:Collect",
         "train a behaviour policy, record its data",
     ),
+    "data mix": ("dtag_fast.commands.data:Mix", "several datasets of one environment as one"),
     "data import-d4rl": ("dtag_fast.commands.data:ImportD4rl", "a D4RL HDF5 file into Minari"),
     "train policy": (
         "dtag_fast.commands.train:TrainPolicy",

@@ -170,6 +170,26 @@ class Collect:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Write several datasets of one environment as one, e.g. medium and expert."""
+
+    ids: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ID ID ...")]
+    """Minari ids, two at least."""
+
+    id: str
+    """Of the new dataset."""
+
+    force: bool = False
+    """Replace a dataset of that id."""
+
+    def run(self) -> None:
+        """Read, write, say where it is."""
+        from dtag_fast.data.mix import mix
+
+        print(mix(self.ids, id=self.id, force=self.force).message)
+
+
+@dataclass(frozen=True)
 class ImportD4rl:
     """Turn a D4RL HDF5 file, e.g. hopper_medium-v2.hdf5, into a local Minari dataset."""
 

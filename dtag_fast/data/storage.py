@@ -32,7 +32,7 @@ _ENVIRONMENT_LOCK = threading.Lock()
 
 @dataclass(frozen=True)
 class MadeDataset:
-    """A dataset that `make`, `collect` or `import_d4rl` wrote, or found there already."""
+    """A dataset that `make`, `collect`, `mix` or `import_d4rl` wrote, or found there already."""
 
     id: str
     path: Path

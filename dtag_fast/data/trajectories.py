@@ -241,6 +241,32 @@ class Trajectories:
         return Trajectories(**arrays, offsets=offsets, info=info)
 
     @classmethod
+    def concatenate(cls, parts: Sequence[Trajectories], *, id: str) -> Trajectories:
+        """The episodes of several datasets of one environment, one dataset after the other.
+
+        Args:
+            parts: at least two, alike in dimensions, environment, action box and horizon.
+                References are the first's.
+            id: of the whole.
+        """
+        if len(parts) < 2:
+            raise ValueError(f"parts: expected at least two datasets, got {len(parts)}")
+        first = parts[0]
+        for part in parts[1:]:
+            for name in ("observation_dim", "action_dim"):
+                _check_alike(name, getattr(part, name), getattr(first, name), part, first)
+            for name in ("env_spec", "action_low", "action_high", "horizon"):
+                _check_alike(name, getattr(part.info, name), getattr(first.info, name), part, first)
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS[:-1]
+        }
+        lengths = np.concatenate([part.lengths() for part in parts])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        mixed = [{"id": part.info.id, **part.info.provenance} for part in parts]
+        info = replace(first.info, id=id, provenance={"source": "mix", "parts": mixed})
+        return cls(**arrays, offsets=offsets, info=info)
+
+    @classmethod
     def from_arrays(
         cls,
         observations: ArrayLike,
@@ -325,3 +351,13 @@ class Trajectories:
         from dtag_fast.data.d4rl import from_d4rl
 
         return from_d4rl(path, **options)
+
+
+def _check_alike(
+    name: str, got: object, expected: object, part: Trajectories, first: Trajectories
+) -> None:
+    if got != expected:
+        raise ValueError(
+            f"parts: {name} of {part.info.id}: expected that of {first.info.id}, {expected}, "
+            f"got {got}"
+        )

@@ -18,6 +18,7 @@ _RECIPES = {
     "medium-v0": "dtag data collect --env {env} --tier medium",
     "medium-replay-v0": "dtag data collect --env {env} --tier medium-replay",
     "expert-v0": "dtag data collect --env {env} --tier expert",
+    "medium-expert-v0": "dtag data mix {space}/medium-v0 {space}/expert-v0 --id {id}",
 }
 _ENVS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
 
@@ -39,7 +40,8 @@ def recipe(id: str) -> str:
     if parts[:2] == ["dtag", "d4rl"]:
         return f"dtag data import-d4rl {parts[-1].replace('-', '_', 1)}.hdf5"
     if parts[0] == "dtag" and parts[1] in _ENVS and parts[-1] in _RECIPES:
-        return _RECIPES[parts[-1]].format(env=_ENVS[parts[1]])
+        env, space = _ENVS[parts[1]], id.rpartition("/")[0]
+        return _RECIPES[parts[-1]].format(env=env, space=space, id=id)
     for name, (default, _) in DATASETS.items():
         if id == default:
             return f"dtag data make {name}"

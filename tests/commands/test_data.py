@@ -101,6 +101,23 @@ def test_info_of_a_missing_dataset(workspace: Any, capsys: pytest.CaptureFixture
     assert workspace.dataset in err  # the similar one that is there
 
 
+def test_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    once = "dtag/toy/bandit-v0"
+    assert main(["data", "make", "toy", "--steps", "20"]) == 0
+    command = ["data", "mix", once, once, "--id", "dtag/mine/twice-v0"]
+    assert main(command) == 0
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "dtag/mine/twice-v0: written" in out
+    assert "dtag/mine/twice-v0: already there" in out
+    assert Trajectories.from_minari("dtag/mine/twice-v0").steps == 40
+    assert main([*command[:2], once, "--id", "dtag/mine/once-v0"]) == 1
+    assert "expected at least two datasets, got 1" in capsys.readouterr().err
+
+
 def test_import_of_a_missing_file(workspace: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "import-d4rl", "nowhere.hdf5"]) == 1
     assert "nowhere.hdf5" in capsys.readouterr().err

@@ -250,3 +250,36 @@ def test_the_constructor_checks_by_itself(build: Build) -> None:
         replace(data, terminations=np.zeros(7, np.bool_))
     with pytest.raises(ValueError, match="episode 1: rewards: expected at least one step"):
         replace(data, offsets=np.array([0, 4, 4, 7]))
+
+
+def test_concatenate_keeps_every_episode(build: Build) -> None:
+    one, two = build([3, 4]), build([2, 5, 1], id="two")
+    whole = Trajectories.concatenate([one, two], id="whole")
+    assert whole.info.id == "whole"
+    assert [part["id"] for part in whole.info.provenance["parts"]] == ["test", "two"]
+    assert whole.lengths().tolist() == [3, 4, 2, 5, 1]
+    for index in range(whole.episodes):
+        source = one.episode(index) if index < 2 else two.episode(index - 2)
+        for got, expected in zip(whole.episode(index), source, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"action_dim": 1}, "action_dim of other: expected that of test, 2, got 1"),
+        ({"observation_dim": 4}, "observation_dim of other: expected that of test, 3, got 4"),
+    ],
+)
+def test_concatenate_refuses_what_differs(build: Build, other: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Trajectories.concatenate([build([3]), build([3], id="other", **other)], id="whole")
+
+
+def test_concatenate_refuses_other_environments(build: Build) -> None:
+    one = build([3])
+    other = replace(one, info=replace(one.info, id="other", horizon=10))
+    with pytest.raises(ValueError, match="horizon of other: expected that of test, None, got 10"):
+        Trajectories.concatenate([one, other], id="whole")
+    with pytest.raises(ValueError, match="parts: expected at least two datasets, got 1"):
+        Trajectories.concatenate([one], id="whole")

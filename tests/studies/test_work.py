@@ -256,6 +256,11 @@ def test_in_one_dimension_it_is_the_toy_problem() -> None:
     ("id", "said"),
     [
         ("dtag/hopper/medium-replay-v0", "dtag data collect --env Hopper-v5 --tier medium-replay"),
+        (
+            "dtag/hopper/medium-expert-v0",
+            "dtag data mix dtag/hopper/medium-v0 dtag/hopper/expert-v0 "
+            "--id dtag/hopper/medium-expert-v0",
+        ),
         ("dtag/d4rl/hopper-medium-v2", "dtag data import-d4rl hopper_medium-v2.hdf5"),
         ("dtag/pointmaze/large-v0", "dtag data make pointmaze-large"),
         ("mujoco/ant/simple-v0", "dtag data info --download ID"),

@@ -8,6 +8,7 @@ from dtag_fast.studies import recipes
 from dtag_fast.studies.declare import Budget, Data, Options, Run, Size, Training, options
 
 HOPPER_MEDIUM = Data(id="dtag/hopper/medium-v0")
+HOPPER_MIXED = Data(id="dtag/hopper/medium-expert-v0")
 HOPPER_REPLAY = Data(id="dtag/hopper/medium-replay-v0")
 CHEETAH_MEDIUM = Data(id="dtag/halfcheetah/medium-v0")
 CHEETAH_REPLAY = Data(id="dtag/halfcheetah/medium-replay-v0")

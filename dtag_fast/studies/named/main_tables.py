@@ -14,6 +14,7 @@ from dtag_fast.studies.named.common import (
     D4RL_GYM,
     D4RL_MAZES,
     HOPPER_MEDIUM,
+    HOPPER_MIXED,
     HOPPER_REPLAY,
     HOPPERS,
     MEDIUM_MAZE,
@@ -88,7 +89,13 @@ GYM = Study(
     source="arXiv 2510.05285, the main table",
     data={
         "smoke": (SMOKE_MAZE,),
-        "small": (HOPPER_MEDIUM, HOPPER_REPLAY, CHEETAH_MEDIUM, CHEETAH_REPLAY),
+        "small": (
+            HOPPER_MEDIUM,
+            HOPPER_REPLAY,
+            HOPPER_MIXED,
+            CHEETAH_MEDIUM,
+            CHEETAH_REPLAY,
+        ),
         "paper": D4RL_GYM,
     },
     sizes=SIZES,

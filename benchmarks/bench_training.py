@@ -194,7 +194,8 @@ def measure(
         calls: dict[str, Callable[[], object]] = {"ours": ours, "plain": plain}
         if limits.missing_reason() is None:
             calls[FLOOR] = limits.multiply_adds
-        timed = interleaved(calls, time.thread_time if threads == 1 else time.perf_counter)
+        clock = time.thread_time if threads == 1 else time.perf_counter
+        timed = interleaved(calls, clock, threads)
         for _ in range(attempts):
             timed.forget()
             for _ in range(timed.rounds_within(seconds, fewest, MOST_ROUNDS)):

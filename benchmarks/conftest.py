@@ -37,6 +37,7 @@ LONG_CALL = (
 )
 BURST_SECONDS = 1e-3  # a contender's calls in one round
 LONGEST_BURST = 20
+PAUSE = 0.05  # seconds
 LEAST_SHARE = 0.9  # of a processor; with less, what is measured is the scheduler
 
 
@@ -202,20 +203,25 @@ class Interleaved:
         contenders: what to call, by name.
         clock: in seconds; `time.thread_time` does not count what other processes take, and is for
             contenders that compute in the calling thread alone.
+        threads: that a contender may use. With more than one there is a pause before each turn, as
+            the threads of some libraries go on spinning after a call, where the next contender
+            would have a core; and `share` is judged by what the rest of the machine did.
     """
 
     def __init__(
         self,
         contenders: Mapping[str, Callable[[], object]],
         clock: Callable[[], float] = time.perf_counter,
+        threads: int = 1,
     ) -> None:
         self.contenders = dict(contenders)
         self.clock = clock
+        self.threads = threads
         self.order = list(contenders)
         self.seconds: dict[str, list[float]] = {name: [] for name in contenders}
         self.bursts = dict.fromkeys(contenders, 1)
         self.long: set[str] = set()  # those whose calls need no warming up
-        self._wall = self._cpu = 0.0
+        self._wall = self._cpu = self._elsewhere = 0.0
         start = time.perf_counter()
         for _ in range(WARM_UP_ROUNDS):
             self.round()
@@ -234,21 +240,24 @@ class Interleaved:
         """Drop the times taken so far."""
         for times in self.seconds.values():
             times.clear()
-        self._wall = self._cpu = 0.0
+        self._wall = self._cpu = self._elsewhere = 0.0
 
     def round(self) -> None:
         """One turn of each contender."""
         for name in self.order:
             call = self.contenders[name]
+            if self.threads > 1:
+                time.sleep(PAUSE)
             if name not in self.long:
                 call()
-            wall, cpu = time.perf_counter(), time.thread_time()
+            wall, cpu, elsewhere = time.perf_counter(), time.thread_time(), _busy_elsewhere()
             for _ in range(self.bursts[name]):
                 start = self.clock()
                 call()
                 self.seconds[name].append(self.clock() - start)
             self._cpu += time.thread_time() - cpu
             self._wall += time.perf_counter() - wall
+            self._elsewhere += _busy_elsewhere() - elsewhere
         self.order = self.order[1:] + self.order[:1]
 
     def rounds_within(self, seconds: float, least: int, most: int) -> int:
@@ -257,8 +266,14 @@ class Interleaved:
 
     @property
     def share(self) -> float:
-        """The share of the wall time for which the calling thread had a processor."""
-        return self._cpu / self._wall
+        """The share of the wall time for which the contender had its processors.
+
+        For one thread by its own clock. Several wait for each other, too: there it is what other
+        processes left of one processor, where the system tells (Linux), else 1.
+        """
+        if self.threads == 1:
+            return self._cpu / self._wall
+        return 1.0 - max(0.0, self._elsewhere / self._wall)
 
     def microseconds(self) -> dict[str, dict[str, float]]:
         """For each contender the number of timed calls and their p5, p50 and p95."""
@@ -277,6 +292,16 @@ def interleaved() -> type[Interleaved]:
 
 def _is_number(cell: str) -> bool:
     return re.fullmatch(r"[-+0-9.,e]+x?|-", cell) is not None
+
+
+def _busy_elsewhere() -> float:
+    """Processor seconds that other processes have had so far; 0 where the system does not tell."""
+    statistics = Path("/proc/stat")
+    if not statistics.exists():
+        return 0.0
+    user, nice, system, _, _, *interrupts = statistics.read_text().split("\n", 1)[0].split()[1:9]
+    ticks = sum(map(int, (user, nice, system, *interrupts)))  # idle and waiting left out
+    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def _cores() -> set[int]:

@@ -81,9 +81,7 @@ class WindowSampler:
 
     def sample(self, batch_size: int) -> Windows:
         """`batch_size` independent windows."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        episode, start = self._draw(batch_size)
+        episode, start = self.draw(batch_size)
         begin = np.maximum(start - self.history, 0)
         real = np.minimum(self._lengths[episode], start + self.context_length) - begin
         # Position of each slot relative to the first real step; real steps are 0 .. real - 1.
@@ -105,16 +103,18 @@ class WindowSampler:
             returns_to_go[padded] = 0.0
         return Windows(observations, actions, returns_to_go, timesteps, mask, drawn)
 
-    def _draw(self, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Episodes [B] and, within them, the first steps [B] of the windows."""
+    def draw(self, batch_size: int) -> NDArray[np.int64]:
+        """What the next `sample` would have windows of, [2, B]: episodes, and first steps there."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         if self.sampling == "trajectory":
             episode = self._generator.integers(self.trajectories.episodes, size=batch_size)
             starts = np.maximum(self._lengths[episode] - self.context_length, 0) + 1
-            return episode, self._generator.integers(starts)
+            return np.stack((episode, self._generator.integers(starts)))
         # Length-weighted episode and uniform start together are one uniform draw over all steps.
         step = self._generator.integers(self.trajectories.steps, size=batch_size)
         episode = np.searchsorted(self.trajectories.offsets, step, side="right") - 1
-        return episode, step - self._first[episode]
+        return np.stack((episode, step - self._first[episode]))
 
     def state_dict(self) -> dict[str, Any]:
         """The generator's state and what it belongs to; JSON values only."""

@@ -255,8 +255,9 @@ class SequenceModel(ActionBox, nn.Module, ABC):
             visible = visible[..., :length, :length]
         for block in self.blocks[:-1]:
             x = block(x, visible)
-        first = TOKENS_PER_STEP * torch.arange(steps, device=x.device).unsqueeze(1)
-        positions = (first + torch.tensor(read, device=x.device)).flatten()
+        first = TOKENS_PER_STEP * torch.arange(steps, device=x.device)
+        # Nothing is copied from the host: this may be part of a CUDA graph.
+        positions = torch.stack([first + token for token in read], dim=1).flatten()
         x = self.blocks[-1](x, visible, positions if len(read) < TOKENS_PER_STEP else None)
         hidden: Tensor = self.final_norm(x).reshape(batch, steps, len(read), width)
         return hidden

@@ -92,6 +92,8 @@ class Training:
     def content(self) -> dict[str, Any]:
         """JSON values, without what does not change the result."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in _COSMETIC}
+        if self.kind == "policy" and config["backend"] == "auto":
+            del config["backend"]  # rows from before policies had one keep their keys
         guide = {} if self.guide is None else {"guide": self.guide.key}
         return {"trainer": self.trainer, "data": self.data.content(), "config": config, **guide}
 

@@ -1,8 +1,14 @@
-"""An update on a GPU as one CUDA graph: a launch, instead of a hundred that the GPU waits for."""
+"""An update on a GPU as one CUDA graph: a launch, instead of hundreds that the GPU waits for.
+
+What is captured is an update as it stands, without a number that is read back: a loss, its
+backward pass, the optimisers and what follows slowly. From one replay to the next the numbers that
+the graph reads change, and nothing else: which rows or windows, the learning rate, the optimisers'
+counts of steps, and where the generator stands that dropout draws from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,19 +16,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-WARM_UP = 3  # updates before the capture, in which libraries make what they need
+from dtag_fast.refinement.graph import capture
+from dtag_fast.training.config import CriticConfig, PolicyConfig
+
+
+def captures(config: PolicyConfig | CriticConfig, device: torch.device) -> bool:
+    """Whether these settings have updates captured: on a GPU, unless they ask for other ways."""
+    return device.type == "cuda" and config.backend == "auto" and not config.compile
 
 
 class CapturedUpdate:
-    """An update of a batch that is picked from rows on the GPU.
+    """An update of a batch that is picked on the GPU.
 
     Captured at the first call, and again whenever a tensor of the state has been replaced, as
     loading an optimiser's state does. Nothing else may change between calls but numbers.
 
     Args:
-        update: called with an index [batch] on the GPU; what it returns is the call's result. It
-            neither reads a number back nor draws one.
-        batch: rows of a batch.
+        update: called with an index on the GPU, of the given shape; what it returns is the call's
+            result. It neither reads a number back nor copies one from the host.
+        shape: of the index.
         state: all tensors that an update changes, from wherever they are now.
         device: the GPU.
     """
@@ -30,60 +42,60 @@ class CapturedUpdate:
     def __init__(
         self,
         update: Callable[[Tensor], Tensor],
-        batch: int,
+        shape: Sequence[int],
         state: Callable[[], Sequence[Tensor]],
         device: torch.device,
     ) -> None:
         self._update = update
         self._state = state
         self._device = device
-        self._index = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._index = torch.zeros(*shape, dtype=torch.int64, device=device)
+        self._replay: Callable[[], None] | None = None
         self._addresses: list[int] = []
         self._result: Tensor | None = None
 
-    def __call__(self, rows: NDArray[np.int64]) -> Tensor:
-        """One update on the rows [batch]."""
+    def __call__(self, index: NDArray[np.int64]) -> Tensor:
+        """One update on what the index picks."""
         state = self._state()
         addresses = [tensor.data_ptr() for tensor in state]
-        if self._graph is None or addresses != self._addresses:
-            self._capture(state)
+        if self._replay is None or addresses != self._addresses:
+            with unchanged(state, self._device):
+                self._replay, self._result = capture(
+                    lambda: self._update(self._index), self._device
+                )
             self._addresses = addresses
-        assert self._graph is not None
+        assert self._replay is not None
         assert self._result is not None
-        self._index.copy_(torch.from_numpy(rows).pin_memory(), non_blocking=True)
-        self._graph.replay()
+        given = torch.from_numpy(index)
+        if self._device.type == "cuda":
+            given = given.pin_memory()  # a copy that the host need not wait for
+        self._index.copy_(given, non_blocking=True)
+        self._replay()
         torch.autograd.graph.increment_version(state)  # which a replay does not do
         return self._result.clone()
 
-    def _capture(self, state: Sequence[Tensor]) -> None:
-        with torch.cuda.device(self._device), unchanged(state):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    self._update(self._index)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._result = self._update(self._index)
-            self._graph = graph
-
 
 @contextmanager
-def unchanged(state: Sequence[Tensor]) -> Iterator[None]:
-    """Afterwards the tensors have the numbers that they had before."""
+def unchanged(state: Sequence[Tensor], device: torch.device) -> Iterator[None]:
+    """Afterwards the tensors have the numbers that they had before, and so has the generator.
+
+    So a run that is resumed, and captures anew, goes on as one that was never stopped.
+    """
     kept = [tensor.detach().clone() for tensor in state]
     try:
-        yield
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
     finally:
         with torch.no_grad():
             for tensor, before in zip(state, kept, strict=True):
                 tensor.copy_(before)
 
 
-def prepare_adam(optimizer: torch.optim.Adam) -> None:
-    """Let a fused Adam on a GPU be captured: its state exists, and its step's number lies there."""
+def prepare(optimizer: torch.optim.Optimizer) -> None:
+    """Let a fused Adam or a LAMB be captured: its state is there, its count of steps on the GPU.
+
+    Otherwise the first step makes it, which would be inside the graph.
+    """
     for group in optimizer.param_groups:
         group["capturable"] = True
         for p in group["params"]:
@@ -93,3 +105,14 @@ def prepare_adam(optimizer: torch.optim.Adam) -> None:
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
+
+
+def trained(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
+    """What these optimisers change: parameters, and their own state."""
+    parameters = [
+        (optimizer.state[p], p)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
+    return [tensor for state, p in parameters for tensor in (p, *state.values())]

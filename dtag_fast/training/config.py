@@ -40,7 +40,7 @@ CriticActivation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu", "mish",
 Initialization = Literal["orthogonal", "orthogonal-small", "default"]
 UpdateOrder = Literal["value_first", "joint"]
 QReduction = Literal["sum", "mean"]
-CriticBackend = Literal["auto", "native", "torch"]
+Backend = Literal["auto", "native", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,10 @@ class PolicyConfig(TrainingConfig):
 
     advantage_weight: float = 0.0
     """Beta: actions weigh exp(beta (Q - V)), at most 100 (mlp); 0 for all alike."""
+
+    backend: Backend = "auto"
+    """native: compiled layers and LAMB, on the CPU; torch: torch's; auto: native where it can, on
+    CUDA the captured update. They differ by rounding, and in what dropout drops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,10 +192,10 @@ class CriticConfig(TrainingConfig):
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """Heads that share no target (method ensemble)."""
 
-    backend: CriticBackend = "auto"
+    backend: Backend = "auto"
     """native: the compiled update (iql), for relu and leaky_relu without LayerNorm, float32 on the
-    CPU; torch: autograd; auto: native where it can, on CUDA the captured update (iql). They differ
-    by rounding."""
+    CPU; torch: autograd; auto: native where it can, on CUDA the captured update. They differ by
+    rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

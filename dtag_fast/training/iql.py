@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import ACTIVATIONS
 from dtag_fast.models.normalizer import Normalizer
-from dtag_fast.training.captured import CapturedUpdate, prepare_adam
+from dtag_fast.training.captured import CapturedUpdate, captures
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.critic import ORTHOGONAL_GAIN, TransitionLearner
 from dtag_fast.training.distributed import Group
@@ -79,12 +79,12 @@ class CriticLearner(TransitionLearner):
         self._next_values = self.compiled(self._next_values_eager)
         self.native = self._make_native() if native else None
         self.captured: CapturedUpdate | None = None
-        if device.type == "cuda" and config.backend == "auto" and not config.compile:
-            for optimizer in (self.q_optimizer, self.value_optimizer):
-                prepare_adam(optimizer)
-            self.captured = CapturedUpdate(
-                self._update_on_rows, config.batch_size, self._changing, device
-            )
+        if captures(config, device):
+            self.capture()
+
+    def capture(self) -> None:
+        """Update by a CUDA graph from now on."""
+        self.captured = self.of_rows(lambda batch: self.update_on(*batch))
 
     def _make_native(self) -> NativeIql:
         layers = zip(self.model.weights, self.model.biases, strict=True)
@@ -120,20 +120,6 @@ class CriticLearner(TransitionLearner):
                 f"backend: 'native' computes whole batches in one process, not in {group.world}"
             )
         self.group, self.native, self.captured = group, None, None
-
-    def _update_on_rows(self, index: Tensor) -> Tensor:
-        return self.update_on(*torch.split(self.rows.index_select(0, index), self.sizes, dim=1))
-
-    def _changing(self) -> list[Tensor]:
-        """What an update changes."""
-        own = [*self.q_parameters, *self.value.parameters()]
-        states = (
-            optimizer.state[p]
-            for optimizer in (self.q_optimizer, self.value_optimizer)
-            for group in optimizer.param_groups
-            for p in group["params"]
-        )
-        return [*own, *self.target_parameters, *(x for state in states for x in state.values())]
 
     def update_on(
         self,

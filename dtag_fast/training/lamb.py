@@ -34,6 +34,10 @@ class Lamb(torch.optim.Optimizer):
         weight_decay: added to the step before it is scaled. With 0 the step is not scaled, as in
             the code this follows: then it is Adam with a clipped gradient.
         max_grad_norm: largest norm of the gradient over all groups.
+        native: by compiled code where it can be had.
+
+    A group with `capturable` set counts its steps on the parameters' device and reads no number
+    back, and its `lr` may be a tensor there: then a step can be part of a CUDA graph.
     """
 
     def __init__(
@@ -45,10 +49,18 @@ class Lamb(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-4,
         max_grad_norm: float = 1.0,
+        native: bool = True,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "capturable": False,
+        }
         super().__init__(params, defaults)
         self.max_grad_norm = max_grad_norm
+        self.native = native
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -70,7 +82,7 @@ class Lamb(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p] = {
-                    "step": torch.tensor(0.0),
+                    "step": torch.zeros((), device=p.device if group["capturable"] else "cpu"),
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
@@ -79,21 +91,28 @@ class Lamb(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         mean = [state["exp_avg"] for state in states]
         square = [state["exp_avg_sq"] for state in states]
-        step = float(states[0]["step"])  # kept on the CPU: no synchronisation
-
-        if _takes_native([*params, *mean, *square, *(p.grad for p in params)]):
-            tensors = zip(params, mean, square, strict=True)
-            self._native_step(group, list(tensors), step, 1.0 / float(clip))
-            return
+        if group["capturable"]:
+            step = states[0]["step"].double()
+            correction = (1.0 - beta1**step).float()
+            root_correction = (1.0 - beta2**step).sqrt().float()
+        else:
+            step = float(states[0]["step"])  # kept on the CPU: no synchronisation
+            tensors = [*params, *mean, *square, *(p.grad for p in params)]
+            if self.native and _takes_native(tensors):
+                trios = list(zip(params, mean, square, strict=True))
+                self._native_step(group, trios, step, 1.0 / float(clip))
+                return
+            correction = 1.0 - beta1**step
+            root_correction = (1.0 - beta2**step) ** 0.5
         gradients = torch._foreach_div([p.grad for p in params], clip)
         torch._foreach_lerp_(mean, gradients, 1.0 - beta1)
         torch._foreach_mul_(square, beta2)
         torch._foreach_addcmul_(square, gradients, gradients, 1.0 - beta2)
 
         denominator = torch._foreach_sqrt(square)
-        torch._foreach_div_(denominator, (1.0 - beta2**step) ** 0.5)
+        torch._foreach_div_(denominator, root_correction)
         torch._foreach_add_(denominator, group["eps"])
-        update = torch._foreach_div(mean, 1.0 - beta1**step)
+        update = torch._foreach_div(mean, correction)
         torch._foreach_div_(update, denominator)
         if group["weight_decay"] != 0:
             torch._foreach_add_(update, params, alpha=group["weight_decay"])
@@ -101,7 +120,11 @@ class Lamb(torch.optim.Optimizer):
             of_update = torch.stack(torch._foreach_norm(update))
             ratio = torch.where((own > 0) & (of_update > 0), own / of_update, 1.0)
             torch._foreach_mul_(update, list(ratio.unbind()))
-        torch._foreach_add_(params, update, alpha=-group["lr"])
+        if isinstance(group["lr"], Tensor):
+            torch._foreach_mul_(update, group["lr"])
+            torch._foreach_sub_(params, update)
+        else:
+            torch._foreach_add_(params, update, alpha=-group["lr"])
 
     def _native_step(
         self,

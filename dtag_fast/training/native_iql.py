@@ -16,20 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dtag_fast import build_info
 from dtag_fast.models.critic import DEFAULT_NEGATIVE_SLOPE
 from dtag_fast.training.config import CriticConfig
+from dtag_fast.training.native_layers import missing_reason
 
 SLOPES = {"relu": 0.0, "leaky_relu": DEFAULT_NEGATIVE_SLOPE}
 
 
 def unsupported_reason(config: CriticConfig, device: torch.device) -> str | None:
     """Why the native update cannot train with these settings on this device, or None."""
-    reason = build_info.native_missing_reason() or build_info.isa_error()
+    reason = missing_reason()
     if reason is not None:
         return reason
-    if not _load().can_train():
-        return f"the kernels of {_load().isa()} do not train"
     if device.type != "cpu":
         return f"it computes on the CPU, not on {device}"
     if config.activation not in SLOPES:

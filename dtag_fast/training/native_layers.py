@@ -22,17 +22,33 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from dtag_fast import build_info
+from dtag_fast.training.config import PolicyConfig
 
 LEAST_WORK = 1 << 20  # multiply-adds of a product; below it a call costs more than is gained
 LEAST_ELEMENTS = 1 << 14
 LONGEST = 128  # sequence of the attention kernel
 
 
+def missing_reason() -> str | None:
+    """Why this machine has not the kernels, or None."""
+    reason = build_info.native_missing_reason() or build_info.isa_error()
+    if reason is None and not _load().can_train():
+        return f"the kernels of {_load().isa()} do not train"
+    return reason
+
+
 def available() -> bool:
     """Whether this machine has the kernels."""
-    if build_info.native_missing_reason() or build_info.isa_error():
-        return False
-    return bool(_load().can_train())
+    return missing_reason() is None
+
+
+def unsupported_reason(config: PolicyConfig, device: torch.device) -> str | None:
+    """Why a policy of these settings cannot train by the kernels on this device, or None."""
+    if device.type != "cpu":
+        return f"it computes on the CPU, not on {device}"
+    if config.compile:
+        return "it has no compile"
+    return missing_reason()
 
 
 @contextmanager

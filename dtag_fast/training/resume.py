@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What may differ without changing a single weight; `backend` does by rounding alone.
+# What may differ without changing a single weight; `backend` does by rounding, and in what dropout
+# drops.
 FREE_FIELDS = frozenset(
     {
         "steps",

@@ -18,16 +18,21 @@ from dtag_fast.data.windows import Windows, WindowSampler
 from dtag_fast.models.decision_transformer import SequenceModel, build_model
 from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.training import native_layers
+from dtag_fast.training.captured import CapturedUpdate, captures, prepare, trained
 from dtag_fast.training.config import PolicyConfig
+from dtag_fast.training.device_windows import Batch, DeviceWindows
 from dtag_fast.training.distributed import Group
 from dtag_fast.training.guide import advantage_weights, load_guide
 from dtag_fast.training.lamb import Lamb
 from dtag_fast.training.loop import Evaluate, Learner, TrainingResult, run
+from dtag_fast.training.losses import (
+    action_mse,
+    action_nll,
+    masked_mean,
+    normal_entropy,
+    return_expectile_loss,
+)
 from dtag_fast.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # fields of Windows, in their order
-
-HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def train_policy(
@@ -91,76 +96,16 @@ def load_policy_model(
     return model.to(device).eval(), state
 
 
-# --- losses ---------------------------------------------------------------------------------------
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of values [B, W] where the mask is True."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum()
-
-
-def action_mse(
-    predicted: Tensor, actions: Tensor, mask: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """Decision Transformer's loss: squared error of actions [B, K, A], mean over A and steps.
-
-    With weights [B, K], the mean of the errors times these.
-    """
-    error = (predicted - actions).square().mean(dim=-1)
-    return masked_mean(error if weights is None else weights * error, mask)
-
-
-def action_nll(
-    predicted: Tensor,
-    log_std: Tensor,
-    actions: Tensor,
-    mask: Tensor,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """Negative log-likelihood under Normal(predicted [B, K, A], exp(log_std [A])).
-
-    Summed over A, mean over real steps, each times its weight where there are weights [B, K].
-    """
-    standardized = (actions - predicted) * torch.exp(-log_std)
-    nll = (0.5 * standardized.square() + log_std + HALF_LOG_2PI).sum(dim=-1)
-    return masked_mean(nll if weights is None else weights * nll, mask)
-
-
-def normal_entropy(log_std: Tensor) -> Tensor:
-    """Entropy of a Normal with independent components of log_std [A]."""
-    return (0.5 + HALF_LOG_2PI + log_std).sum()
-
-
-def return_expectile_loss(
-    predicted: Tensor,
-    returns_to_go: Tensor,
-    mask: Tensor,
-    expectile: float,
-    rtg_scale: float,
-    norm: Tensor | None = None,
-) -> Tensor:
-    """Reinformer's return loss: mean of |tau - 1[u < 0]| u^2, u = (R - R_hat) / mean |R|.
-
-    All [B, K]. Where every return of the batch is 0, u is in units of `rtg_scale`. `norm` is mean
-    |R| of a batch of which this is a part.
-    """
-    if norm is None:
-        norm = masked_mean(returns_to_go.abs(), mask)
-    u = (returns_to_go - predicted) / torch.where(norm > 0, norm, rtg_scale)
-    weight = torch.where(u < 0, 1.0 - expectile, expectile)
-    return masked_mean(weight * u.square(), mask)
-
-
-# --- the learner ----------------------------------------------------------------------------------
-
-
 class PolicyLearner(Learner):
     """A sequence model with its optimiser and window sampler."""
 
     kind = "policy"
     model: SequenceModel
+    captured: CapturedUpdate | None = None
+    """What updates, where it is one CUDA graph."""
 
     def __init__(self, data: Trajectories, config: PolicyConfig, device: torch.device) -> None:
+        self.native = _takes_native(config, device)
         if config.normalize_observations:
             normalizer = Normalizer.fit(data.observations, config.observation_epsilon)
         else:
@@ -187,6 +132,7 @@ class PolicyLearner(Learner):
         )
         self.parameters = list(self.model.parameters())
         self.optimizer = _optimizer(config, self.parameters)
+        self.optimizers = {"optimizer": self.optimizer}
         self.reinformer = config.model.kind == "reinformer"
         if self.reinformer:
             self.terms = ("loss", "return_loss", "action_nll", "entropy", "temperature")
@@ -194,8 +140,9 @@ class PolicyLearner(Learner):
                 math.log(config.temperature), device=device, requires_grad=True
             )
             self.temperature_optimizer = torch.optim.Adam(
-                [self.log_temperature], lr=config.temperature_learning_rate
+                [self.log_temperature], lr=config.temperature_learning_rate, fused=True
             )
+            self.optimizers["temperature_optimizer"] = self.temperature_optimizer
             entropy = config.target_entropy
             self.target_entropy = -float(data.action_dim) if entropy is None else entropy
         else:
@@ -211,19 +158,45 @@ class PolicyLearner(Learner):
             "mlp": self._mlp_losses,
         }[config.model.kind]
         self._losses = torch.compile(losses) if config.compile else losses
-        self.native = device.type == "cpu" and not config.compile and native_layers.available()
         # Of the whole batch, where this process has a part of it; see `_batch`.
         self.share = 1.0
         self.return_norm: Tensor | None = None
+        if captures(config, device):
+            self.capture()
 
     def join(self, group: Group) -> None:
-        self.group = group
+        self.group, self.captured = group, None
+
+    def capture(self) -> None:
+        """Update by a CUDA graph from now on: windows are picked on the device, too."""
+        windows = DeviceWindows(self.sampler, self.device)
+        for optimizer in self.optimizers.values():
+            prepare(optimizer)
+        self.learning_rate = torch.zeros((), device=self.device)
+
+        def update(drawn: Tensor) -> Tensor:
+            return self.update_on(windows(drawn), self.learning_rate)
+
+        self.captured = CapturedUpdate(
+            update,
+            (2, self.config.batch_size),
+            lambda: trained(self.optimizers.values()),
+            self.device,
+        )
 
     def update(self, step: int) -> Tensor:
+        rate = self.config.learning_rate * _warmup(step, self.config.warmup_steps)
+        if self.captured is None:
+            return self.update_on(self._batch(), rate)
+        self.learning_rate.fill_(rate)
+        return self.captured(self.sampler.draw(self.config.batch_size))
+
+    def update_on(self, batch: Batch, learning_rate: float | Tensor) -> Tensor:
+        """One update on windows, or on this process's part of them; what `update` returns."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * _warmup(step, self.config.warmup_steps)
+            group["lr"] = learning_rate
         with native_layers.native_layers(self.native):
-            losses: Tensor = self._losses(*self._batch())
+            losses: Tensor = self._losses(*batch)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses[0] * self.share)
         self.group.sum_gradients(self.parameters)
@@ -358,20 +331,21 @@ class PolicyLearner(Learner):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast)
 
     def training_tensors(self) -> dict[str, Tensor]:
-        tensors = optimizer_tensors("optimizer", self.optimizer)
+        tensors: dict[str, Tensor] = {}
+        for prefix, optimizer in self.optimizers.items():
+            tensors |= optimizer_tensors(prefix, optimizer)
         if self.reinformer:
             tensors["log_temperature"] = self.log_temperature.detach()
-            tensors |= optimizer_tensors("temperature_optimizer", self.temperature_optimizer)
         if self.guide is not None:
             tensors |= {f"guide.{name}": x for name, x in self.guide.state_dict().items()}
         return tensors
 
     def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        load_optimizer_tensors("optimizer", self.optimizer, tensors)
+        for prefix, optimizer in self.optimizers.items():
+            load_optimizer_tensors(prefix, optimizer, tensors)
         if self.reinformer:
             with torch.no_grad():
                 self.log_temperature.copy_(tensors["log_temperature"])
-            load_optimizer_tensors("temperature_optimizer", self.temperature_optimizer, tensors)
         if self.guide is not None:
             self.guide.load_state_dict(
                 {name: tensors[f"guide.{name}"] for name in self.guide.state_dict()}
@@ -399,10 +373,24 @@ def best_episodes(data: Trajectories, share: float) -> Trajectories:
 
 def _optimizer(config: PolicyConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     if config.optimizer == "lamb":
-        return Lamb(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        return Lamb(
+            parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            native=config.backend != "torch",
+        )
     return torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
+
+
+def _takes_native(config: PolicyConfig, device: torch.device) -> bool:
+    if config.backend == "torch":
+        return False
+    reason = native_layers.unsupported_reason(config, device)
+    if config.backend == "native" and reason is not None:
+        raise ValueError(f"backend: 'native' cannot train this policy: {reason}")
+    return reason is None
 
 
 def _warmup(step: int, warmup_steps: int) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from dtag_fast.studies.catalog import STUDIES, study
 from dtag_fast.studies.declare import BUDGETS, Data, Run, Study, options
+from dtag_fast.training.config import PolicyConfig
 from tests.studies.conftest import TINY, TOY, toy_runs
 
 EVERY_STUDY = pytest.mark.parametrize("declared", STUDIES.values(), ids=list(STUDIES))
@@ -48,6 +49,15 @@ def test_a_key_says_nothing_else() -> None:
     assert replace(run, labels=options(other="label")) == run
     shown = replace(run.policy, config=replace(run.policy.config, progress=True))
     assert shown.key == run.policy.key
+
+
+def test_a_policys_backend_is_part_of_its_key_where_it_is_named() -> None:
+    policy = toy_runs(1)[0].policy
+    assert "backend" not in policy.content()["config"]  # as in rows that are older than it
+    assert isinstance(policy.config, PolicyConfig)
+    named = replace(policy, config=replace(policy.config, backend="torch"))
+    assert named.content()["config"]["backend"] == "torch"
+    assert named.key != policy.key
 
 
 def test_the_trainings_of_a_run_are_those_it_names() -> None:

@@ -18,14 +18,9 @@ from dtag_fast.models.config import ModelConfig
 from dtag_fast.training.config import CriticConfig, PolicyConfig
 from dtag_fast.training.critic import train_critic
 from dtag_fast.training.guide import Guide, advantage_weights, load_guide
+from dtag_fast.training.losses import action_mse, action_nll
 from dtag_fast.training.method_config import Td3BcConfig
-from dtag_fast.training.sequence import (
-    PolicyLearner,
-    action_mse,
-    action_nll,
-    best_episodes,
-    train_policy,
-)
+from dtag_fast.training.sequence import PolicyLearner, best_episodes, train_policy
 from tests.training.conftest import critic_config
 
 CPU = torch.device("cpu")

@@ -15,15 +15,13 @@ import torch
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.config import ModelConfig
 from dtag_fast.training.config import PolicyConfig
-from dtag_fast.training.sequence import (
-    PolicyLearner,
+from dtag_fast.training.losses import (
     action_mse,
     action_nll,
-    load_policy_model,
     normal_entropy,
     return_expectile_loss,
-    train_policy,
 )
+from dtag_fast.training.sequence import PolicyLearner, load_policy_model, train_policy
 
 MASK = torch.tensor([[True, True], [True, False]])
 

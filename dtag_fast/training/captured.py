@@ -8,7 +8,7 @@ counts of steps, and where the generator stands that dropout draws from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,14 +28,15 @@ def captures(config: PolicyConfig | CriticConfig, device: torch.device) -> bool:
 class CapturedUpdate:
     """An update of a batch that is picked on the GPU.
 
-    Captured at the first call, and again whenever a tensor of the state has been replaced, as
-    loading an optimiser's state does. Nothing else may change between calls but numbers.
+    Captured at the first call, and again whenever an optimiser's state has been replaced, as
+    loading it does. Nothing else may change between calls but numbers.
 
     Args:
         update: called with an index on the GPU, of the given shape; what it returns is the call's
             result. It neither reads a number back nor copies one from the host.
         shape: of the index.
-        state: all tensors that an update changes, from wherever they are now.
+        optimizers: those that an update steps, fused Adams and LAMBs.
+        others: all tensors that an update changes besides the optimisers' parameters and state.
         device: the GPU.
     """
 
@@ -43,27 +44,26 @@ class CapturedUpdate:
         self,
         update: Callable[[Tensor], Tensor],
         shape: Sequence[int],
-        state: Callable[[], Sequence[Tensor]],
+        optimizers: Sequence[torch.optim.Optimizer],
+        others: Sequence[Tensor],
         device: torch.device,
     ) -> None:
         self._update = update
-        self._state = state
+        self._optimizers = optimizers
+        self._others = others
         self._device = device
         self._index = torch.zeros(*shape, dtype=torch.int64, device=device)
         self._replay: Callable[[], None] | None = None
         self._addresses: list[int] = []
         self._result: Tensor | None = None
+        for optimizer in optimizers:
+            prepare(optimizer)
 
     def __call__(self, index: NDArray[np.int64]) -> Tensor:
         """One update on what the index picks."""
         state = self._state()
-        addresses = [tensor.data_ptr() for tensor in state]
-        if self._replay is None or addresses != self._addresses:
-            with unchanged(state, self._device):
-                self._replay, self._result = capture(
-                    lambda: self._update(self._index), self._device
-                )
-            self._addresses = addresses
+        if self._replay is None or [tensor.data_ptr() for tensor in state] != self._addresses:
+            state = self._capture()
         assert self._replay is not None
         assert self._result is not None
         given = torch.from_numpy(index)
@@ -73,6 +73,26 @@ class CapturedUpdate:
         self._replay()
         torch.autograd.graph.increment_version(state)  # which a replay does not do
         return self._result.clone()
+
+    def _capture(self) -> list[Tensor]:
+        """The graph of what is there now, which is returned."""
+        for optimizer in self._optimizers:  # what has been loaded may lack parameters' state
+            prepare(optimizer)
+        state = self._state()
+        with unchanged(state, self._device):
+            self._replay, self._result = capture(lambda: self._update(self._index), self._device)
+        self._addresses = [tensor.data_ptr() for tensor in state]
+        return state
+
+    def _state(self) -> list[Tensor]:
+        parameters = [
+            (p, optimizer.state[p])
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        ]
+        trained = [tensor for p, state in parameters for tensor in (p, *state.values())]
+        return [*trained, *self._others]
 
 
 @contextmanager
@@ -105,14 +125,3 @@ def prepare(optimizer: torch.optim.Optimizer) -> None:
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
-
-
-def trained(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
-    """What these optimisers change: parameters, and their own state."""
-    parameters = [
-        (optimizer.state[p], p)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for p in group["params"]
-    ]
-    return [tensor for state, p in parameters for tensor in (p, *state.values())]

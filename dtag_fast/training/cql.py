@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.actor import TanhGaussianActor
+from dtag_fast.training.captured import captures
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.critic import Batch, TransitionLearner, follow, step
 
@@ -48,8 +49,10 @@ class CqlLearner(TransitionLearner):
         self.target_entropy = -float(data.action_dim)
         rate = options.actor_learning_rate
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), rate, fused=True)
-        self.temperature_optimizer = torch.optim.Adam([self.log_temperature], rate)
-        self.multiplier_optimizer = torch.optim.Adam([self.log_multiplier], config.learning_rate)
+        self.temperature_optimizer = torch.optim.Adam([self.log_temperature], rate, fused=True)
+        self.multiplier_optimizer = torch.optim.Adam(
+            [self.log_multiplier], config.learning_rate, fused=True
+        )
         self.modules["actor"] = self.actor
         self.optimizers |= {
             "actor_optimizer": self.actor_optimizer,
@@ -59,8 +62,16 @@ class CqlLearner(TransitionLearner):
         self._actor_loss = self.compiled(self._actor_loss_eager)
         self._targets = self.compiled(self._targets_eager)
         self._q_losses = self.compiled(self._q_losses_eager)
+        if captures(config, device):
+            self.capture()
+
+    def capture(self) -> None:
+        """Update by a CUDA graph from now on."""
+        self.captured = self.of_rows(self.update_on)
 
     def update(self, step: int) -> Tensor:
+        if self.captured is not None:
+            return self.captured(self.drawn_rows())
         return self.update_on(self.batch())
 
     def update_on(self, batch: Batch) -> Tensor:

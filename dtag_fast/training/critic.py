@@ -9,7 +9,7 @@ import copy
 import functools
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dtag_fast.data.rewards import scale_rewards
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
-from dtag_fast.training.captured import CapturedUpdate, prepare, trained
+from dtag_fast.training.captured import CapturedUpdate
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.loop import Evaluate, Learner, TrainingResult, run
 from dtag_fast.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
@@ -130,6 +130,8 @@ class TransitionLearner(Learner):
 
     kind = "critic"
     model: Critic
+    captured: CapturedUpdate | None = None
+    """What updates, where it is one CUDA graph; see `of_rows`."""
 
     def __init__(self, data: Trajectories, config: CriticConfig, device: torch.device) -> None:
         if config.normalize_observations:
@@ -163,25 +165,28 @@ class TransitionLearner(Learner):
         index = torch.from_numpy(self.drawn_rows()).to(self.device, non_blocking=True)
         return torch.split(self.rows.index_select(0, index), self.sizes, dim=1)  # type: ignore[return-value]
 
-    def of_rows(self, update: Callable[[Batch], Tensor]) -> CapturedUpdate:
+    def of_rows(
+        self, update: Callable[[Batch], Tensor], others: Sequence[Tensor] = ()
+    ) -> CapturedUpdate:
         """An update of a batch as a CUDA graph, from the gather of its rows on.
 
-        For when all modules and optimisers are there.
+        For when all modules and optimisers are there. `others` are tensors that it changes and
+        that belong to neither.
         """
-        for optimizer in self.optimizers.values():
-            prepare(optimizer)
 
         def of_index(index: Tensor) -> Tensor:
             batch: Any = torch.split(self.rows.index_select(0, index), self.sizes, dim=1)
             return update(batch)
 
-        return CapturedUpdate(of_index, (self.config.batch_size,), self.changing, self.device)
-
-    def changing(self) -> list[Tensor]:
-        """All tensors that an update changes."""
-        following = [p for module in self.modules.values() for p in module.parameters()]
-        found = [*trained(self.optimizers.values()), *following]
-        return list({id(tensor): tensor for tensor in found}.values())
+        modules = self.modules.values()
+        followers = [p for module in modules for p in module.parameters() if not p.requires_grad]
+        return CapturedUpdate(
+            of_index,
+            (self.config.batch_size,),
+            list(self.optimizers.values()),
+            [*followers, *others],
+            self.device,
+        )
 
     def targets(self, rewards: Tensor, continues: Tensor, next_values: Tensor) -> Tensor:
         """r + gamma V(s') [B] or, with a value a head [E, B], [E, B]; V = 0 after a termination."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
+from dtag_fast.training.captured import captures
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.critic import Batch, TransitionLearner, build_critic, follow, step
 from dtag_fast.training.iql import expectile_loss
@@ -45,8 +46,16 @@ class EnsembleLearner(TransitionLearner):
         self._value_loss = self.compiled(self._value_loss_eager)
         self._next_values = self.compiled(self._next_values_eager)
         self._q_loss = self.compiled(self._q_loss_eager)
+        if captures(config, device):
+            self.capture()
+
+    def capture(self) -> None:
+        """Update by a CUDA graph from now on."""
+        self.captured = self.of_rows(self.update_on)
 
     def update(self, step: int) -> Tensor:
+        if self.captured is not None:
+            return self.captured(self.drawn_rows())
         return self.update_on(self.batch())
 
     def update_on(self, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import ACTIVATIONS
 from dtag_fast.models.normalizer import Normalizer
-from dtag_fast.training.captured import CapturedUpdate, captures
+from dtag_fast.training.captured import captures
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.critic import ORTHOGONAL_GAIN, TransitionLearner
 from dtag_fast.training.distributed import Group
@@ -78,7 +78,6 @@ class CriticLearner(TransitionLearner):
         self._q_loss = self.compiled(self._q_loss_eager)
         self._next_values = self.compiled(self._next_values_eager)
         self.native = self._make_native() if native else None
-        self.captured: CapturedUpdate | None = None
         if captures(config, device):
             self.capture()
 

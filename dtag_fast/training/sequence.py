@@ -18,7 +18,7 @@ from dtag_fast.data.windows import Windows, WindowSampler
 from dtag_fast.models.decision_transformer import SequenceModel, build_model
 from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.training import native_layers
-from dtag_fast.training.captured import CapturedUpdate, captures, prepare, trained
+from dtag_fast.training.captured import CapturedUpdate, captures
 from dtag_fast.training.config import PolicyConfig
 from dtag_fast.training.device_windows import Batch, DeviceWindows
 from dtag_fast.training.distributed import Group
@@ -170,8 +170,6 @@ class PolicyLearner(Learner):
     def capture(self) -> None:
         """Update by a CUDA graph from now on: windows are picked on the device, too."""
         windows = DeviceWindows(self.sampler, self.device)
-        for optimizer in self.optimizers.values():
-            prepare(optimizer)
         self.learning_rate = torch.zeros((), device=self.device)
 
         def update(drawn: Tensor) -> Tensor:
@@ -180,7 +178,8 @@ class PolicyLearner(Learner):
         self.captured = CapturedUpdate(
             update,
             (2, self.config.batch_size),
-            lambda: trained(self.optimizers.values()),
+            list(self.optimizers.values()),
+            [],
             self.device,
         )
 

@@ -7,6 +7,7 @@ Q and stays near the data's actions. Source: sfujim/TD3_BC (TD3_BC.py).
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.actor import Actor
+from dtag_fast.training.captured import CapturedUpdate, captures
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.critic import Batch, TransitionLearner, follow, step
 
@@ -43,9 +45,25 @@ class Td3BcLearner(TransitionLearner):
         self._targets = self.compiled(self._targets_eager)
         self._q_loss = self.compiled(self._q_loss_eager)
         self._actor_loss = self.compiled(self._actor_loss_eager)
+        self.captured_with_actor: CapturedUpdate | None = None
+        if captures(config, device):
+            self.capture()
+
+    def capture(self) -> None:
+        """Update by two CUDA graphs from now on, without the actor and with it."""
+        self.captured, self.captured_with_actor = (
+            self.of_rows(
+                functools.partial(self.update_on, with_actor=with_actor), [self.actor_terms]
+            )
+            for with_actor in (False, True)
+        )
 
     def update(self, step: int) -> Tensor:
-        return self.update_on(self.batch(), with_actor=step % self.options.actor_every == 0)
+        with_actor = step % self.options.actor_every == 0
+        captured = self.captured_with_actor if with_actor else self.captured
+        if captured is not None:
+            return captured(self.drawn_rows())
+        return self.update_on(self.batch(), with_actor)
 
     def update_on(self, batch: Batch, with_actor: bool) -> Tensor:
         """One update; without the actor, the target networks stay as they are as well."""
@@ -56,7 +74,7 @@ class Td3BcLearner(TransitionLearner):
         if with_actor:
             actor_loss, actor_error = self._actor_loss(observations, actions)
             step(self.actor_optimizer, actor_loss)
-            self.actor_terms = torch.stack((actor_loss, actor_error)).detach()
+            self.actor_terms.copy_(torch.stack((actor_loss, actor_error)).detach())
             follow(self.target, self.model, self.config.polyak)
             follow(self.actor_target, self.actor, self.config.polyak)
         actor_loss, actor_error = self.actor_terms
@@ -95,4 +113,4 @@ class Td3BcLearner(TransitionLearner):
 
     def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_training_tensors(tensors)
-        self.actor_terms = tensors["actor_terms"].to(self.device)
+        self.actor_terms.copy_(tensors["actor_terms"])

@@ -20,12 +20,19 @@ from dtag_fast.training import captured as captured_module
 from dtag_fast.training import native_layers, sequence
 from dtag_fast.training.captured import captures, prepare, unchanged
 from dtag_fast.training.config import CriticConfig, PolicyConfig
-from dtag_fast.training.critic import load_critic, train_critic
+from dtag_fast.training.critic import (
+    TransitionLearner,
+    learner_class,
+    load_critic,
+    train_critic,
+)
 from dtag_fast.training.device_windows import DeviceWindows
 from dtag_fast.training.iql import CriticLearner
 from dtag_fast.training.lamb import Lamb
 from dtag_fast.training.loop import TrainingDiverged
+from dtag_fast.training.method_config import CqlConfig, EnsembleConfig, Td3BcConfig
 from dtag_fast.training.sequence import PolicyLearner, load_policy_model, train_policy
+from dtag_fast.training.td3_bc import Td3BcLearner
 from tests.training import recording
 from tests.training.conftest import critic_config
 
@@ -81,6 +88,22 @@ POLICIES = {
 }
 
 
+ACTOR: dict[str, Any] = {"actor_hidden": (16,), "actor_learning_rate": 1e-3}
+METHODS: dict[str, dict[str, Any]] = {
+    "iql": {},
+    "iql joint": {"update_order": "joint"},
+    "td3-bc": {"method": "td3-bc", "td3_bc": Td3BcConfig(**ACTOR)},
+    "cql": {"method": "cql", "cql": CqlConfig(samples=3, **ACTOR)},
+    "cql lagrange": {"method": "cql", "cql": CqlConfig(samples=3, lagrange=True, **ACTOR)},
+    "ensemble": {"method": "ensemble", "heads": 3},
+    "edac": {"method": "ensemble", "heads": 3, "ensemble": EnsembleConfig(diversity=1.0)},
+}
+CRITICS = {
+    name: critic_config(backend="torch", learning_rate=1e-2, batch_size=16, **options)
+    for name, options in METHODS.items()
+}
+
+
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[recording.Recording]:
     """Graphs are recorded on the CPU; which ones."""
@@ -91,10 +114,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[recording.Recording]:
     return found
 
 
-def curve(learner: PolicyLearner | CriticLearner, updates: int) -> Tensor:
-    """The terms of the first updates, [updates, terms]."""
+def curve(learner: PolicyLearner | TransitionLearner, updates: int, first: int = 1) -> Tensor:
+    """The terms of updates from number `first` on, [updates, terms]."""
     torch.manual_seed(1)
-    return torch.stack([learner.update(step) for step in range(1, updates + 1)]).cpu()
+    return torch.stack([learner.update(first + i) for i in range(updates)]).cpu()
 
 
 def test_a_warm_up_changes_nothing() -> None:
@@ -184,20 +207,41 @@ def test_a_recorded_policy_with_a_critic(
     torch.testing.assert_close(curves[1], curves[0], rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("order", ["value_first", "joint"])
+@pytest.mark.parametrize("name", CRITICS)
 def test_a_recorded_critic_trains_as_an_eager_one(
-    order: Any, toy_data: Trajectories, recorded: list[recording.Recording]
+    name: str, toy_data: Trajectories, recorded: list[recording.Recording]
 ) -> None:
-    config = critic_config(update_order=order, backend="torch", learning_rate=1e-2)
-    curves = []
+    config = CRITICS[name]
+    curves, targets = [], []
     for captured in (False, True):
         torch.manual_seed(0)
-        learner = CriticLearner(toy_data, config, CPU)
+        learner: Any = learner_class(config)(toy_data, config, CPU)
         if captured:
             learner.capture()
         curves.append(curve(learner, 40))
-    assert len(recorded) == 1
-    torch.testing.assert_close(curves[1], curves[0], rtol=2e-5, atol=2e-5)
+        targets.append(list(learner.target.parameters()))
+    assert len(recorded) == (2 if config.method == "td3-bc" else 1)
+    torch.testing.assert_close(curves[1], curves[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(targets[1], targets[0], rtol=1e-3, atol=1e-4)
+    assert not torch.equal(curves[0][0], curves[0][-1]), "something is learned"
+
+
+def test_a_recorded_critic_goes_on_from_an_eager_one(
+    toy_data: Trajectories, recorded: list[recording.Recording]
+) -> None:
+    """After one update, before the actor's optimiser has any state."""
+    torch.manual_seed(0)
+    eager = Td3BcLearner(toy_data, CRITICS["td3-bc"], CPU)
+    curve(eager, 1)
+    recorded_one = Td3BcLearner(toy_data, CRITICS["td3-bc"], CPU)
+    recorded_one.capture()
+    recorded_one.model.load_state_dict(eager.model.state_dict())
+    state = {name: tensor.clone() for name, tensor in eager.training_tensors().items()}
+    assert not any(name.startswith("actor_optimizer") for name in state)
+    recorded_one.load_training_tensors(state)
+    recorded_one.load_sampler_state(eager.sampler_state())
+    curves = [curve(learner, 20, first=2) for learner in (eager, recorded_one)]
+    torch.testing.assert_close(curves[1], curves[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_recorded_run_resumes_bit_for_bit(
@@ -301,31 +345,25 @@ def test_windows_of_the_device_are_those_of_the_sampler(
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("order", ["value_first", "joint"])
-def test_a_captured_critic_trains_as_an_eager_one(toy_data: Trajectories, order: str) -> None:
-    config = CriticConfig(
-        hidden=(64, 64),
-        batch_size=32,
-        reward_scaling="none",
-        update_order=order,  # type: ignore[arg-type]
-    )
+@pytest.mark.parametrize("name", CRITICS)
+def test_a_captured_critic_trains_as_an_eager_one(name: str, toy_data: Trajectories) -> None:
+    """With noise, too: a graph draws what eager operations do."""
     device = torch.device("cuda", 0)
     curves = []
-    for captured in (False, True):
+    for backend in ("torch", "auto"):
         torch.manual_seed(0)
-        learner = CriticLearner(toy_data, config, device)
-        assert learner.captured is not None
-        if not captured:
-            learner.captured = None
-        curves.append(curve(learner, 50))
-    torch.testing.assert_close(curves[1], curves[0], rtol=1e-3, atol=1e-4)
+        config = dataclasses.replace(CRITICS[name], backend=backend, hidden=(64, 64))
+        learner = learner_class(config)(toy_data, config, device)
+        assert (learner.captured is not None) == (backend == "auto")
+        curves.append(curve(learner, 40))
+    torch.testing.assert_close(curves[1], curves[0], rtol=1e-3, atol=1e-3)
 
 
 @gpu
 @needs_gpu
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_captured_policy_trains_as_an_eager_one(name: str, toy_data: Trajectories) -> None:
-    """With dropout, too: a graph draws what eager operations do."""
+    """With dropout, too."""
     device = torch.device("cuda", 0)
     curves = []
     for backend in ("torch", "auto"):

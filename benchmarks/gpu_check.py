@@ -5,7 +5,8 @@
 Builds the native modules for this device in the tree, runs the tests marked `gpu`, small cases
 under compute-sanitizer where there is one, and times of every GPU backend; writes them to one JSON
 file in benchmarks/results/ and prints the tables last. Needs torch, triton, numpy, pytest, cmake,
-pybind11 and nvcc. Returns 0 if all that ran passed, 1 if not, 2 where there is no GPU.
+pybind11 and nvcc; without tqdm and safetensors the tests of training and acting are left out.
+Returns 0 if all that ran passed, 1 if not, 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -33,8 +34,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 LINES = 30  # of a failed stage's output that are kept
-BUILD_SECONDS, TEST_SECONDS, SANITIZER_SECONDS = 150.0, 150.0, 45.0
+BUILD_SECONDS, TEST_SECONDS, TRAINING_SECONDS, SANITIZER_SECONDS = 150.0, 150.0, 75.0, 45.0
 LEAST_SECONDS = 5.0  # with less left, a tool is not begun
+TRAINING_NEEDS = ("tqdm", "safetensors")
 TOOLS = ("memcheck", "racecheck", "synccheck")
 
 
@@ -175,10 +177,23 @@ def build(capability: tuple[int, int]) -> list[Stage]:
     return stages
 
 
-def gpu_tests() -> list[str]:
-    """The files with tests that need a GPU; others may import what is not installed here."""
-    files = (ROOT / "tests" / "refinement").glob("test_*.py")
+def gpu_tests(*folders: str) -> list[str]:
+    """The files in these folders of tests/ with tests that need a GPU."""
+    files = [file for folder in folders for file in (ROOT / "tests" / folder).glob("test_*.py")]
     return sorted(str(file.relative_to(ROOT)) for file in files if "mark.gpu" in file.read_text())
+
+
+def run_tests(end: float) -> list[Stage]:
+    """The tests: of refinement, and of training and acting where there is what these import."""
+    test = [sys.executable, "-m", "pytest", "-q", "-m", "gpu"]
+    limit = min(TEST_SECONDS, end - time.monotonic())
+    stages = [run_stage("tests", [*test, *gpu_tests("refinement")], limit)]
+    name = "tests of training and acting"
+    missing = [each for each in TRAINING_NEEDS if importlib.util.find_spec(each) is None]
+    if missing:
+        return [*stages, Stage(name, "skipped", 0.0, f"needs {', '.join(missing)}")]
+    limit = min(TRAINING_SECONDS, end - time.monotonic())
+    return [*stages, run_stage(name, [*test, *gpu_tests("training", "acting")], limit)]
 
 
 def find(tool: str) -> str | None:
@@ -270,8 +285,7 @@ def main(given: Sequence[str] | None = None) -> int:
     print(f"{device.name}, compute capability {device.capability}", flush=True)
     stages = build(torch.cuda.get_device_capability())
     importlib.invalidate_caches()
-    test = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *gpu_tests()]
-    stages.append(run_stage("tests", test, min(TEST_SECONDS, end - time.monotonic())))
+    stages += run_tests(end)
     for tool in TOOLS:
         # Half of what is left belongs to the times.
         stages.append(sanitize(tool, (end - time.monotonic()) / 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,5 +149,26 @@ def test_a_sanitizer_that_is_missing_or_late_is_skipped(monkeypatch: pytest.Monk
 
 
 def test_the_tests_for_a_gpu_are_found() -> None:
-    assert "tests/refinement/test_cuda_gpu.py" in gpu_check.gpu_tests()
-    assert "tests/refinement/test_properties.py" not in gpu_check.gpu_tests()
+    assert "tests/refinement/test_cuda_gpu.py" in gpu_check.gpu_tests("refinement")
+    assert "tests/refinement/test_properties.py" not in gpu_check.gpu_tests("refinement")
+    both = gpu_check.gpu_tests("training", "acting")
+    assert both == ["tests/acting/test_captured.py", "tests/training/test_captured.py"]
+
+
+def test_tests_of_training_are_left_out_where_they_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands: list[list[str]] = []
+
+    def run_stage(name: str, command: list[str], limit: float) -> Stage:
+        commands.append(command)
+        return Stage(name, "passed", 1.0)
+
+    monkeypatch.setattr(gpu_check, "run_stage", run_stage)
+    end = time.monotonic() + 100.0
+    assert [stage.outcome for stage in gpu_check.run_tests(end)] == ["passed", "passed"]
+    assert "tests/training/test_captured.py" in commands[1]
+    monkeypatch.setattr(gpu_check, "TRAINING_NEEDS", ("tqdm", "no_such_package"))
+    _, stage = gpu_check.run_tests(end)
+    assert (stage.outcome, stage.detail) == ("skipped", "needs no_such_package")
+    assert len(commands) == 3

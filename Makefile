@@ -57,11 +57,15 @@ sanitize: $(VENV)/.dependencies
 	$(BIN)/cmake --build build/asan
 	build/asan/test_kernels 40
 	build/asan/test_acting 20
+	build/asan/test_layers
+	build/asan/test_iql
 	build/asan/test_threads --no-fork
 	build/asan/fuzz_refine 150
 	$(call NATIVE_TESTS,tsan,thread)
-	$(BIN)/cmake --build build/tsan --target test_threads
+	$(BIN)/cmake --build build/tsan --target test_threads test_iql test_layers
 	build/tsan/test_threads --no-fork
+	build/tsan/test_layers
+	build/tsan/test_iql
 
 nvcc: $(VENV)/.installed
 	$(BIN)/pytest -p no:benchmark -m nvcc tests/native

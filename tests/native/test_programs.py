@@ -21,6 +21,11 @@ def test_acting_is_as_the_model_written_out(native_build: Path) -> None:
     assert "models, off by" in run(native_build / "test_acting")
 
 
+def test_training_is_as_plain_loops_in_float64(native_build: Path) -> None:
+    assert "checks, off by" in run(native_build / "test_layers")
+    assert "checks, off by" in run(native_build / "test_iql")
+
+
 def test_threads(native_build: Path) -> None:
     run(native_build / "test_threads")
 
@@ -46,6 +51,8 @@ def test_on_arm64() -> None:
     output = run(emulator, directory / "test_kernels", "40")
     assert "neon: dense" in output
     assert "neon: 12 models" in run(emulator, directory / "test_acting", "12")
+    assert "neon: " in run(emulator, directory / "test_layers")
+    assert "neon: " in run(emulator, directory / "test_iql")
     run(emulator, directory / "test_threads", "--no-fork")
     run(emulator, directory / "fuzz_refine", "20")
 

@@ -13,14 +13,73 @@
 namespace dtag {
 inline namespace DTAG_TARGET {
 
-// to [width] += factor * from [width], width a multiple of 16
-inline void add_scaled(float* to, float factor, const float* from, int width) {
-  const Vec by = broadcast(factor);
-  for (int d = 0; d < width; d += Vec::lanes) store(to + d, fma(by, load(from + d), load(to + d)));
+// Rows of one head: row i is data + i * stride.
+struct HeadRows {
+  float* data;
+  ptrdiff_t stride;
+
+  float* operator[](int i) const { return data + i * stride; }
+};
+
+// to [vectors] = sum over j < count of weights[j * step] * from[j] [vectors]
+template <int vectors>
+inline void combine_part(float* to, const float* weights, ptrdiff_t step, const float* from,
+                         ptrdiff_t stride, int count) {
+  Vec sum[vectors];
+  DTAG_UNROLL
+  for (int v = 0; v < vectors; ++v) sum[v] = zero();
+  for (int j = 0; j < count; ++j) {
+    const Vec weight = broadcast(weights[j * step]);
+    DTAG_UNROLL
+    for (int v = 0; v < vectors; ++v)
+      sum[v] = fma(weight, load(from + j * stride + v * Vec::lanes), sum[v]);
+  }
+  DTAG_UNROLL
+  for (int v = 0; v < vectors; ++v) store(to + v * Vec::lanes, sum[v]);
 }
 
-inline void clear(float* to, int width) {
-  for (int d = 0; d < width; d += Vec::lanes) store(to + d, zero());
+// The same for a width in sixteens.
+inline void combine(float* to, const float* weights, ptrdiff_t step, const float* from,
+                    ptrdiff_t stride, int count, int width) {
+  constexpr int narrow_part = 16, wide_part = 32;
+  int d = 0;
+  for (; d + wide_part <= width; d += wide_part)
+    combine_part<wide_part / Vec::lanes>(to + d, weights, step, from + d, stride, count);
+  if (d < width)
+    combine_part<narrow_part / Vec::lanes>(to + d, weights, step, from + d, stride, count);
+}
+
+// A row for each step, of so many columns that a multiple of 16 of them are there.
+constexpr int score_stride = most_length;
+static_assert(most_length % 16 == 0);
+
+// scores[i, j] = x_i . y_j for j <= i < length; columns up to the next multiple of 16 are written.
+inline void causal_scores(HeadRows x, HeadRows y, int length, int width, float* scores) {
+  constexpr int part = 16, vectors = part / Vec::lanes;
+  alignas(64) float turned[part * part];  // [width, columns] of y
+  for (int first = 0; first < length; first += part)
+    for (int d = 0; d < width; d += part) {
+      for (int j = 0; j < part; ++j) {
+        const bool real = first + j < length;
+        for (int k = 0; k < part; ++k) turned[k * part + j] = real ? y[first + j][d + k] : 0.0f;
+      }
+      for (int i = first; i < length; ++i) {
+        float* const out = scores + i * score_stride + first;
+        const float* const row = x[i] + d;
+        Vec sum[vectors];
+        DTAG_UNROLL
+        for (int v = 0; v < vectors; ++v) sum[v] = d == 0 ? zero() : load(out + v * Vec::lanes);
+        DTAG_UNROLL
+        for (int k = 0; k < part; ++k) {
+          const Vec factor = broadcast(row[k]);
+          DTAG_UNROLL
+          for (int v = 0; v < vectors; ++v)
+            sum[v] = fma(factor, load(turned + k * part + v * Vec::lanes), sum[v]);
+        }
+        DTAG_UNROLL
+        for (int v = 0; v < vectors; ++v) store(out + v * Vec::lanes, sum[v]);
+      }
+    }
 }
 
 class AttentionPass {
@@ -42,20 +101,22 @@ class AttentionPass {
  private:
   static constexpr int heads_an_item = 16;
 
-  float* row(const Heads& of, int head, int i) const {
-    return of.data + head / a_.heads * of.batch + head % a_.heads * of.head + i * of.row;
+  HeadRows rows(const Heads& of, int head) const {
+    return {of.data + head / a_.heads * of.batch + head % a_.heads * of.head, of.row};
   }
-  float* probabilities(int head, int i) const {
-    return a_.probabilities + (static_cast<size_t>(head) * a_.length + i) * a_.length;
+  float* probabilities(int head) const {
+    return a_.probabilities + static_cast<size_t>(head) * a_.length * a_.length;
   }
 
   void attend(int head) const {
-    alignas(64) float s[most_length];
+    alignas(64) float scores[most_length * score_stride];
+    const HeadRows value = rows(a_.value, head), out = rows(a_.out, head);
+    causal_scores(rows(a_.query, head), rows(a_.key, head), a_.length, a_.width, scores);
     for (int i = 0; i < a_.length; ++i) {
-      const float* const q = row(a_.query, head, i);
+      float* const s = scores + i * score_stride;
       float most = -3e38f;
       for (int j = 0; j <= i; ++j) {
-        s[j] = a_.scale * inner(q, row(a_.key, head, j), a_.width);
+        s[j] *= a_.scale;
         most = s[j] > most ? s[j] : most;
       }
       for (int j = i + 1; j % 16 != 0; ++j) s[j] = -3e38f;
@@ -66,39 +127,34 @@ class AttentionPass {
         store(s + j, e);
       }
       const float share = 1.0f / sum(total);
-      float* const p = probabilities(head, i);
-      float* const out = row(a_.out, head, i);
-      clear(out, a_.width);
-      for (int j = 0; j <= i; ++j) {
-        p[j] = s[j] * share;
-        add_scaled(out, p[j], row(a_.value, head, j), a_.width);
-      }
+      float* const p = probabilities(head) + static_cast<size_t>(i) * a_.length;
+      for (int j = 0; j <= i; ++j) p[j] = s[j] * share;
+      combine(out[i], p, 1, value[0], value.stride, i + 1, a_.width);
     }
   }
 
   void differentiate(int head) const {
-    float by_p[most_length];
-    for (int j = 0; j < a_.length; ++j) {
-      clear(row(a_.by_key, head, j), a_.width);
-      clear(row(a_.by_value, head, j), a_.width);
-    }
+    alignas(64) float by_score[most_length * score_stride];
+    const HeadRows query = rows(a_.query, head), key = rows(a_.key, head);
+    const HeadRows value = rows(a_.value, head), by_out = rows(a_.by_out, head);
+    const HeadRows by_query = rows(a_.by_query, head), by_key = rows(a_.by_key, head);
+    const HeadRows by_value = rows(a_.by_value, head);
+    const float* const p = probabilities(head);
+    causal_scores(by_out, value, a_.length, a_.width, by_score);  // dp, to begin with
     for (int i = 0; i < a_.length; ++i) {
-      const float* const p = probabilities(head, i);
-      const float* const by_out = row(a_.by_out, head, i);
+      const float* const own = p + static_cast<size_t>(i) * a_.length;
+      float* const by_own = by_score + i * score_stride;
       float mean = 0.0f;
-      for (int j = 0; j <= i; ++j) {
-        by_p[j] = inner(by_out, row(a_.value, head, j), a_.width);
-        mean += p[j] * by_p[j];
-      }
-      const float* const q = row(a_.query, head, i);
-      float* const by_q = row(a_.by_query, head, i);
-      clear(by_q, a_.width);
-      for (int j = 0; j <= i; ++j) {
-        const float by_s = a_.scale * p[j] * (by_p[j] - mean);
-        add_scaled(by_q, by_s, row(a_.key, head, j), a_.width);
-        add_scaled(row(a_.by_key, head, j), by_s, q, a_.width);
-        add_scaled(row(a_.by_value, head, j), p[j], by_out, a_.width);
-      }
+      for (int j = 0; j <= i; ++j) mean += own[j] * by_own[j];
+      for (int j = 0; j <= i; ++j) by_own[j] = a_.scale * own[j] * (by_own[j] - mean);
+      combine(by_query[i], by_own, 1, key[0], key.stride, i + 1, a_.width);
+    }
+    for (int j = 0; j < a_.length; ++j) {
+      const int count = a_.length - j;  // those steps that see step j
+      combine(by_key[j], by_score + j * score_stride + j, score_stride, query[j], query.stride,
+              count, a_.width);
+      combine(by_value[j], p + static_cast<size_t>(j) * a_.length + j, a_.length, by_out[j],
+              by_out.stride, count, a_.width);
     }
   }
 

@@ -216,6 +216,7 @@ def sanitize(tool: str, limit: float) -> Stage:
 
 def sanitized_cases() -> int:
     """What runs under the sanitizer: the cuda backend, small, by every path of its kernel."""
+    from benchmarks import gpu_latency
     from dtag_fast.refinement import Refiner, cuda
     from dtag_fast.refinement.parity import random_batch, random_critic
 
@@ -226,8 +227,8 @@ def sanitized_cases() -> int:
         observations[4, 0] = float("nan")
         for step_size in (0.3, 4.0):
             options = Refiner(critic, backend="reference", step_size=step_size).options
-            for together in (1, 4):
-                cuda.run(packed, observations, actions, options, together=together)
+            for kernel in gpu_latency.kernels(critic):
+                cuda.run(packed, observations, actions, options, kernel=kernel)
     torch.cuda.synchronize()
     return 0
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.cases import HOPPER, STANDING, Case
 from dtag_fast.models.critic import Critic
-from dtag_fast.refinement import BACKENDS, Refiner
+from dtag_fast.refinement import BACKENDS, Refiner, cuda
 from dtag_fast.refinement.backends import reason_against
 from dtag_fast.refinement.execution import Execution
 from dtag_fast.refinement.graph import capture
@@ -36,6 +36,7 @@ COLUMNS = {
     "n": "{}",
     "backend": "{}",
     "precision": "{}",
+    "kernel": "{}",
     "p5 us": "{:.1f}",
     "p50 us": "{:.1f}",
     "p95 us": "{:.1f}",
@@ -47,6 +48,8 @@ COLUMNS = {
     "note": "{}",
 }
 NOTES = [
+    "kernel: of the cuda backend, forced: a row a block, rows a block, or a row a cluster; without "
+    "one it is chosen by the batch's size. Forced ones count for no goal.",
     "p5, p50, p95: device time of a refinement, a CUDA graph of it replayed.",
     "call: the median wall time of a call from Python until the result is there, without a graph.",
     "floor: an empty kernel in a graph, or the walk's multiply-adds at the device's float32 rate "
@@ -135,6 +138,7 @@ def goals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             and row["precision"] == precision
             and (backend is None or row["backend"] == backend)
             and row.get("p50 us") is not None
+            and "kernel" not in row
         ]
         return min(times, default=None)
 
@@ -149,6 +153,7 @@ def goals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for row in rows
         if (row["case"], row["B"], row["n"]) == (STANDING.name, 1, 10)
         and row.get("x eager") is not None
+        and "kernel" not in row
     ]
     over = max(eager, default=None)
     name = "B=1, best backend over eager autograd"
@@ -231,6 +236,12 @@ def _median(seconds: list[float]) -> float:
     return statistics.median(seconds)
 
 
+def kernels(critic: Critic) -> tuple[cuda.Kernel, ...]:
+    """Those of the cuda backend that this device has for the critic."""
+    clusters = torch.cuda.get_device_capability() >= (9, 0) and critic.heads % 2 == 0
+    return ("row", "rows", "cluster") if clusters else ("row", "rows")
+
+
 def measure(timed: Timed, limits: Limits) -> list[dict[str, Any]]:
     """A row for eager autograd, and one for each backend: with times, or why there are none."""
     case = timed.case
@@ -245,10 +256,14 @@ def measure(timed: Timed, limits: Limits) -> list[dict[str, Any]]:
         rows.append(common | {"backend": "reference", "precision": "fp32", "call us": eager * 1e6})
     exact = _rounded(critic) if timed.precision == "bf16" else critic
     standard = Standard(exact, observations[:CHECKED_ROWS], actions[:CHECKED_ROWS], plain.options)
-    for name in BACKENDS_TIMED:
+    ways: list[tuple[str, cuda.Kernel | None]] = [(name, None) for name in BACKENDS_TIMED]
+    if "cuda" in BACKENDS and cuda.unavailable_reason() is None:
+        ways += [("cuda", kernel) for kernel in kernels(critic)]
+    for name, kernel in ways:
         row: dict[str, Any] = common | {"backend": name, "precision": timed.precision}
+        row |= {} if kernel is None else {"kernel": kernel}
         try:
-            row |= _times(name, timed, critic, observations, actions, standard, words)
+            row |= _times(name, kernel, timed, critic, observations, actions, standard, words)
         except Exception as error:  # one backend's failure is a row, not the end of the others'
             row["note"] = str(error).partition("\n")[0][:100]
         if "p50 us" in row:
@@ -261,6 +276,7 @@ def measure(timed: Timed, limits: Limits) -> list[dict[str, Any]]:
 
 def _times(
     name: str,
+    kernel: cuda.Kernel | None,
     timed: Timed,
     critic: Critic,
     observations: Tensor,
@@ -275,11 +291,20 @@ def _times(
     if reason is not None:
         return {"note": reason[:100]}
     refiner = Refiner(critic, backend=name, precision=timed.precision, **words)  # type: ignore[arg-type]
-    parity = standard.measure(refiner(observations, actions)[:CHECKED_ROWS])
+    packed = None if kernel is None else cuda.pack(critic, execution.precision)
+
+    def refine() -> Tensor:
+        if packed is None or kernel is None:
+            refined: Tensor = refiner(observations, actions)
+            return refined
+        points = actions.unsqueeze(1)
+        return cuda.run(packed, observations, points, refiner.options, kernel=kernel)[0]
+
+    parity = standard.measure(refine()[:CHECKED_ROWS])
     if not parity.holds:
         return {"note": f"is not the reference's equal: {parity}", "failed": True}
-    seconds = sorted(replayed(lambda: refiner(observations, actions)))
-    wall = _median(called(lambda: refiner(observations, actions), SAMPLES))
+    seconds = sorted(replayed(refine))
+    wall = _median(called(refine, SAMPLES))
     return {
         "p5 us": seconds[len(seconds) // 20] * 1e6,
         "p50 us": _median(seconds) * 1e6,

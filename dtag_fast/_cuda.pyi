@@ -41,8 +41,8 @@ class Options:
 
 def layout(action_dim: int, heads: int, hidden: Sequence[int]) -> tuple[int, int, int, int]:
     """The action dimensions of the kernel for these sizes, how long its rows of weights for the
-    action are, the padded width of a hidden layer, and how many of its units a warp has; ValueError
-    where there is no kernel.
+    action are, the padded width of a hidden layer, and how many of its units lie in a group;
+    ValueError where there is no kernel.
     """
 
 def why_not(device: int) -> str | None:
@@ -64,12 +64,13 @@ def refine(
     indices: int,
     device: int,
     stream: int,
-    together: int = 0,
+    kernel: str = "auto",
 ) -> None:
     """Enqueue the refinement of actions [rows, starts, A] to result [rows, A] on the stream.
 
     floats [3, rows] gets q, q_initial and distance; indices [4, rows] best_step, start, flips and
-    dense_steps. `dense` is to walk no regions. RuntimeError with CUDA's words where it fails.
+    dense_steps. `dense` is to walk no regions; `kernel` is a word of refinement/cuda.py's Kernel.
+    RuntimeError with CUDA's words, or the reason, where it fails.
     """
 
 architectures: str

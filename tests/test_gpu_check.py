@@ -47,6 +47,7 @@ ROWS = [
     row("cuda", 256, 10, 25.0),
     row("triton", 256, 10, None, note="triton is not installed"),
     row("cuda", 4096, 10, 50.0, precision="bf16"),
+    row("cuda", 1, 10, 7.0, kernel="cluster", **{"x eager": 570.0}),
 ]
 
 

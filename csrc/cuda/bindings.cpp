@@ -107,7 +107,13 @@ Settings settings(int steps, double step_size, const std::string& optimizer,
 
 void refine(const PackedCritic& critic, const Settings& settings, bool dense, int64_t rows,
             int64_t starts, uintptr_t observations, uintptr_t actions, uintptr_t result,
-            uintptr_t floats, uintptr_t indices, int device, uintptr_t stream, int together) {
+            uintptr_t floats, uintptr_t indices, int device, uintptr_t stream,
+            const std::string& kernel) {
+  static const std::map<std::string, Kind> kinds = {{"auto", Kind::automatic},
+                                                    {"row", Kind::row},
+                                                    {"rows", Kind::rows},
+                                                    {"cluster", Kind::cluster}};
+  const Kind kind = word("kernel", kernel, kinds);
   Job job(critic);
   job.settings = settings;
   job.dense = dense;
@@ -128,7 +134,7 @@ void refine(const PackedCritic& critic, const Settings& settings, bool dense, in
   const char* error;
   {
     const py::gil_scoped_release release;
-    error = launch(job, together, device, stream);
+    error = launch(job, kind, device, stream);
   }
   check("launching the kernel", error);
 }
@@ -154,7 +160,7 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
       [](int action_dim, int heads, const std::vector<int>& hidden) {
         const Layout layout = layout_of(action_dim, heads, hidden);
         return py::make_tuple(layout.actions, row_stride(layout.actions), layout.width,
-                              warp_size * layout.units);
+                              group_units);
       },
       py::arg("action_dim"), py::arg("heads"), py::arg("hidden"));
   module.def("why_not", [](int device) { return or_none(why_not(device)); }, py::arg("device"));
@@ -167,6 +173,6 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
   module.def("refine", &refine, py::arg("critic"), py::arg("options"), py::arg("dense"),
              py::arg("rows"), py::arg("starts"), py::arg("observations"), py::arg("actions"),
              py::arg("result"), py::arg("floats"), py::arg("indices"), py::arg("device"),
-             py::arg("stream"), py::arg("together") = 0);
+             py::arg("stream"), py::arg("kernel") = "auto");
   module.attr("architectures") = DTAG_CUDA_ARCHITECTURES_NAMES;
 }

@@ -22,13 +22,11 @@ DTAG_BOTH uint32_t builds_of(const float* shared, const SharedLayout& at) {
 }
 
 // One hidden unit's part of the maps of all rows, thread < E * P. shared(r): the memory of row r's
-// team; handover [together, E, warps, 1 + actions, warp_units].
+// team; handover [together, E, P / 64, 1 + actions, 64].
 template <int actions, int together, typename Weight, typename Shared>
 DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* handover) {
   const PackedCritic& critic = job.critic;
   const SharedLayout& at = job.shared;
-  constexpr int units = units_per_thread(actions);
-  constexpr int warp_units = warp_size * units;
   constexpr int ahead = 4;
   const int width = critic.layout.width;
   const int e = thread / width, j = thread % width;
@@ -67,7 +65,7 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
       if (left != 0) {
         const int bit = lowest_bit(left);
         left &= left - 1;
-        const int k = ((word - 1) / units * warp_size + bit) * units + (word - 1) % units;
+        const int k = unit_of(word - 1, bit);
         stream<1>(rows + k * width, weight[i]);
         next[i] = static_cast<uint32_t>(k) << 8;
         DTAG_UNROLLED
@@ -95,11 +93,11 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
   for (int r = 0; r < together; ++r) {
     float* const to =
         handover +
-        ((r * critic.heads + e) * at.warps_per_head + j / warp_units) * (1 + actions) * warp_units +
-        j % warp_units;
+        (r * critic.heads * width + thread) / group_units * (1 + actions) * group_units +
+        j % group_units;
     to[0] = c[r][0];
     DTAG_UNROLLED
-    for (int a = 0; a < actions; ++a) to[(1 + a) * warp_units] = m[r][a][0];
+    for (int a = 0; a < actions; ++a) to[(1 + a) * group_units] = m[r][a][0];
   }
 }
 
@@ -109,7 +107,7 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
 //   threads(f)         f(i) for all threads of the block
 //   sync()             as a team's, for the block
 //   shared(r)          the memory of a team
-//   handover()         [together, E, warps, 1 + actions, warp_units]
+//   handover()         [together, E, P / 64, 1 + actions, 64]
 template <int actions, int together, typename Weight, typename Block>
 DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   static_assert(together == 1 || together == units_per_thread(actions),

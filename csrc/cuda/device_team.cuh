@@ -1,10 +1,18 @@
 // Teams and blocks on the device; what they do is said in team.h and block.h.
 #pragma once
 
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include "job.h"
 #include "team.h"
+
+// What clusters are made of; for other devices their kernels are compiled, but are empty.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define DTAG_CLUSTERS 1
+#else
+#define DTAG_CLUSTERS 0
+#endif
 
 namespace dtag::cuda {
 
@@ -30,9 +38,9 @@ __device__ __forceinline__ void scatter_sums(float* v, int lane, int& index) {
   }
 }
 
-// The sums of values[0] ... values[count - 1] over a warp, to `to`.
-template <int count>
-__device__ __forceinline__ void sum_warp(const float* values, int lane, float* to) {
+// The sums of values[0] ... values[count - 1] over a warp: give(index, sum), by some lane each.
+template <int count, typename Give>
+__device__ __forceinline__ void sum_warp(const float* values, int lane, Give give) {
   constexpr int padded = count <= 1 ? 1 : count <= 2 ? 2 : count <= 4 ? 4 : count <= 8 ? 8
                          : count <= 16 ? 16 : 32;
   float v[padded];
@@ -40,24 +48,48 @@ __device__ __forceinline__ void sum_warp(const float* values, int lane, float* t
   for (int i = 0; i < padded; ++i) v[i] = i < count ? values[i] : 0.0f;
   int index = 0;
   scatter_sums<padded>(v, lane, index);
-  if (lane % (warp_size / padded) == 0 && index < count) to[index] = v[0];
+  if (lane % (warp_size / padded) == 0 && index < count) give(index, v[0]);
 }
 
-// A row's threads; all of the block where there is one row. index: of the team
-// in the block.
-template <int actions, bool whole_block>
+// The bits 0, 2, 4, ... of a word, together.
+__device__ __forceinline__ uint32_t even_bits(uint32_t x) {
+  x &= 0x55555555u;
+  x = (x | x >> 1) & 0x33333333u;
+  x = (x | x >> 2) & 0x0f0f0f0fu;
+  x = (x | x >> 4) & 0x00ff00ffu;
+  return (x | x >> 8) & 0x0000ffffu;
+}
+
+enum class Span { part, block, cluster };  // what a team is
+
+// A row's threads. index: of the team, where a block has several; thread: of the team, in its block.
+template <int actions, Span span>
 class DeviceTeam {
  public:
-  using Unit = Thread<actions, units_per_thread(actions)>;
+  static constexpr int units =
+      span == Span::cluster ? units_in_cluster : units_per_thread(actions);
+  using Unit = Thread<actions, units>;
   // Where a block has four rows its 512 threads have 128 registers each, and mostly correct.
-  static constexpr int rows_ahead = whole_block ? 4 : 2;
+  static constexpr int rows_ahead = span == Span::part ? 2 : span == Span::block ? 4 : 8;
 
-  __device__ DeviceTeam(const Layout& layout, int heads, int thread, int index, float* shared)
-      : threads_(heads * layout.threads_per_head),
-        index_(index),
-        head_(thread / layout.threads_per_head),
-        t_(thread % layout.threads_per_head),
-        shared_(shared) {}
+  __device__ DeviceTeam(const PackedCritic& critic, int thread, int index, float* shared)
+      : index_(index),
+        thread_(thread),
+        head_(thread / (critic.layout.width / units)),
+        t_(thread % (critic.layout.width / units)),
+        threads_(critic.heads * critic.layout.width / units),
+        shared_(shared),
+        remote_(shared) {
+    if constexpr (span == Span::cluster) {
+      threads_ /= blocks_of_cluster;
+#if DTAG_CLUSTERS
+      const auto cluster = cooperative_groups::this_cluster();
+      const unsigned rank = cluster.block_rank();
+      head_ += rank * (critic.heads / blocks_of_cluster);
+      remote_ = cluster.map_shared_rank(shared, rank ^ 1);
+#endif
+    }
+  }
 
   __device__ float* shared() const { return shared_; }
 
@@ -66,31 +98,51 @@ class DeviceTeam {
     f(unit_, head_, t_);
   }
 
+  template <typename F>
+  __device__ __forceinline__ void share(int n, F f) const {
+    for (int i = thread_; i < n; i += threads_) f(i);
+  }
+
   __device__ __forceinline__ void sync() const {
-    if constexpr (whole_block)
-      __syncthreads();
-    else
+#if DTAG_CLUSTERS
+    if constexpr (span == Span::cluster) return cooperative_groups::this_cluster().sync();
+#endif
+    sync_block();
+  }
+  __device__ __forceinline__ void sync_block() const {
+    if constexpr (span == Span::part)
       asm volatile("barrier.sync %0, %1;" ::"r"(1 + index_), "r"(threads_) : "memory");
+    else
+      __syncthreads();
   }
 
   template <typename F>
-  __device__ __forceinline__ void vote(uint32_t* words, int words_per_head, F f) const {
-    constexpr int units = units_per_thread(actions);
+  __device__ __forceinline__ void vote(int to, int words_per_head, F f) const {
+    uint32_t ballots[units];
 #pragma unroll
-    for (int u = 0; u < units; ++u) {
-      const uint32_t word = __ballot_sync(0xffffffffu, f(unit_, head_, t_, u));
-      if (lane_index() == 0) words[head_ * words_per_head + t_ / warp_size * units + u] = word;
+    for (int u = 0; u < units; ++u)
+      ballots[u] = __ballot_sync(0xffffffffu, f(unit_, head_, t_, u));
+    // A lane for each word. Of four units, the lanes of even index hold one group's, the others the
+    // next one's (Place in team.h).
+    const int lane = lane_index(), group = lane / 2;
+    uint32_t word = lane % 2 ? ballots[1] : ballots[0];
+    if constexpr (units == 4) {
+      const uint32_t further = lane % 2 ? ballots[3] : ballots[2];
+      word = even_bits(word >> group) | even_bits(further >> group) << 16;
     }
+    if (lane < units)
+      push(to + head_ * words_per_head + t_ / warp_size * units + lane, word);
   }
 
   template <typename F>
-  __device__ __forceinline__ void reduce(float* sums, int warps_per_head, F f) const {
+  __device__ __forceinline__ void reduce(int sums, int warps_per_head, F f) const {
     float values[1 + actions];
     f(unit_, head_, t_, values);
-    float* const to = sums + (head_ * warps_per_head + t_ / warp_size) * (1 + actions);
+    const int to = sums + (head_ * warps_per_head + t_ / warp_size) * (1 + actions);
     constexpr int together = actions < warp_size ? 1 + actions : actions;
-    sum_warp<together>(values, lane_index(), to);
-    if constexpr (actions == warp_size) sum_warp<1>(values + actions, lane_index(), to + actions);
+    sum_warp<together>(values, lane_index(), [&](int i, float sum) { push(to + i, sum); });
+    if constexpr (actions == warp_size)
+      sum_warp<1>(values + actions, lane_index(), [&](int, float sum) { push(to + actions, sum); });
   }
 
   template <typename F>
@@ -131,28 +183,44 @@ class DeviceTeam {
  private:
   __device__ static int lane_index() { return threadIdx.x % warp_size; }
 
-  int threads_, index_, head_, t_;
+  // To every block's shared memory.
+  template <typename Word>
+  __device__ __forceinline__ void push(int to, Word value) const {
+    reinterpret_cast<Word*>(shared_)[to] = value;
+    if constexpr (span == Span::cluster) reinterpret_cast<Word*>(remote_)[to] = value;
+  }
+
+  int index_, thread_, head_, t_;
+  int threads_;  // of the team, in this block
   float* shared_;
+  float* remote_;  // of the cluster's other block
   Unit unit_;
   Lane lane_;
 };
 
-template <int actions, int together, typename Weight>
+// blocks: of a team, 1 or a cluster's; together: teams of a block.
+template <int actions, int together, int blocks, typename Weight>
 class DeviceBlock {
  public:
-  using Team = DeviceTeam<actions, together == 1>;
+  static constexpr Span span = blocks > 1     ? Span::cluster
+                               : together > 1 ? Span::part
+                                              : Span::block;
+  using Team = DeviceTeam<actions, span>;
 
   __device__ DeviceBlock(const Job& job, float* shared)
       : shared_(shared),
         at_(job.shared),
-        team_threads_(job.critic.heads * job.critic.layout.threads_per_head),
+        team_threads_(job.critic.heads * job.critic.layout.width / (Team::units * blocks)),
         index_(threadIdx.x / team_threads_),
-        walk_(Team(job.critic.layout, job.critic.heads, threadIdx.x % team_threads_, index_,
-                   this->shared(index_)),
-              job) {}
+        walk_(Team(job.critic, threadIdx.x % team_threads_, index_, this->shared(index_)), job) {
+#if DTAG_CLUSTERS
+    // Before the other block's memory is written to, it has to be there.
+    if constexpr (blocks > 1) cooperative_groups::this_cluster().sync();
+#endif
+  }
 
-  __device__ int64_t index() const { return blockIdx.x; }
-  __device__ int64_t count() const { return gridDim.x; }
+  __device__ int64_t index() const { return blockIdx.x / blocks; }
+  __device__ int64_t count() const { return gridDim.x / blocks; }
   __device__ float* shared(int r) const { return shared_ + r * at_.floats; }
   __device__ float* handover() const { return shared_ + together * at_.floats; }
   __device__ void sync() const { __syncthreads(); }

@@ -31,7 +31,8 @@ class FullNetwork : public Region<actions, Weight, Team> {
   // sum over i < n of x[i] * rows[i, the thread's units]
   DTAG_BOTH void full_product(const void* matrix, int row, int n, const float* x, int t,
                               float (&sum)[units]) const {
-    const Weight* const rows = static_cast<const Weight*>(matrix) + row * width() + t * units;
+    const Weight* const rows = 
+        static_cast<const Weight*>(matrix) + row * width() + Place<units>(t).unit();
 #ifdef __CUDA_ARCH__
 #pragma unroll Team::rows_ahead
 #endif
@@ -48,55 +49,56 @@ class FullNetwork : public Region<actions, Weight, Team> {
   DTAG_BOTH void evaluate_full() {
     const float negative_slope = critic_.negative_slope;
     const bool two = critic_.hidden_layers == 2;
-    float* const hidden = team_.shared() + at_.hidden;
-    float* const slopes = team_.shared() + at_.slope;
     float x[actions];
     gather(x, [](const Lane& lane) { return lane.action; });
     team_.each([&](Unit& thread, int e, int t) {
       float z[units];
       first_layer(own(at_.share, e, t), x, e, t, z);
       for (int u = 0; u < units; ++u) {
-        const bool real = t * units + u < critic_.first_units;
+        const bool real = Place<units>(t).unit() + unit_at(u) < critic_.first_units;
         thread.kept[u] = real ? slope_at(z[u], negative_slope) : 0.0f;
         thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
-        hidden[unit(e, t) + u] = thread.top[u];
+        own(at_.hidden, e, t)[unit_at(u)] = thread.top[u];
       }
     });
-    team_.sync();
+    team_.sync_block();
     if (two) {
       team_.each([&](Unit& thread, int e, int t) {
         float z[units], output[units];
         load<units>(critic_.second_bias + unit(e, t), z);
         load<units>(critic_.output + unit(e, t), output);
         full_product(critic_.transposed, e * width(), critic_.first_units,
-                     hidden + e * width(), t, z);
+                     team_.shared() + at_.hidden + e * width(), t, z);
         for (int u = 0; u < units; ++u) {
-          const bool real = t * units + u < critic_.top_units;
-          slopes[unit(e, t) + u] = real ? output[u] * slope_at(z[u], negative_slope) : 0.0f;
+          const bool real = Place<units>(t).unit() + unit_at(u) < critic_.top_units;
+          own(at_.slope, e, t)[unit_at(u)] = real ? output[u] * slope_at(z[u], negative_slope) : 0.0f;
           thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
         }
       });
-      team_.sync();
+      team_.sync_block();
     }
     team_.reduce(partial(), at_.warps_per_head, [&](const Unit& thread, int e, int t,
                                                    float (&sum)[1 + actions]) {
-      for (int i = 0; i <= actions; ++i) sum[i] = 0.0f;
-      float back[units], output[units];
+      float back[units], output[units], slope[units], top[units];
       load<units>(critic_.output + unit(e, t), output);
       for (int u = 0; u < units; ++u) back[u] = two ? 0.0f : output[u];
       if (two)
         full_product(critic_.weight, e * critic_.top_units, critic_.top_units,
-                     slopes + e * width(), t, back);
-      const float* const weights = critic_.action_weights + this->template by_warps<actions>(e, t);
+                     team_.shared() + at_.slope + e * width(), t, back);
       for (int u = 0; u < units; ++u) {
-        const int k = t * units + u;
-        if (k < critic_.top_units) sum[0] = fmaf(output[u], thread.top[u], sum[0]);
-        if (k < critic_.first_units) {
-          const float slope = back[u] * thread.kept[u];
-          DTAG_UNROLLED
-          for (int a = 0; a < actions; ++a)
-            sum[1 + a] = fmaf(slope, weights[a * Base::warp_units + u], sum[1 + a]);
-        }
+        const int k = Place<units>(t).unit() + unit_at(u);
+        top[u] = k < critic_.top_units ? output[u] : 0.0f;
+        slope[u] = k < critic_.first_units ? back[u] * thread.kept[u] : 0.0f;
+      }
+      sum[0] = sum_pairs<units>([&](int u) { return top[u]; },
+                                [&](int u) { return thread.top[u]; });
+      const float* const weights = critic_.action_weights + this->template by_groups<actions>(e, t);
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a) {
+        float w[units];
+        load<units>(weights + a * group_units, w);
+        sum[1 + a] =
+            sum_pairs<units>([&](int u) { return slope[u]; }, [&](int u) { return w[u]; });
       }
     });
   }

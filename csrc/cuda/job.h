@@ -26,10 +26,15 @@ constexpr int most_actions = 32;   // one lane of a warp holds one dimension of 
 constexpr int most_threads = 384;  // of a row
 
 // The shapes there are kernels for. `actions` is the number of action dimensions that a kernel has
-// registers for; unused ones are zeros. A thread holds `units` neighbouring hidden units: four read
-// their weights in one load, more dimensions leave registers for two.
+// registers for; unused ones are zeros. A thread holds four hidden units, or two where more dimensions
+// leave registers for no more. In a cluster it always holds two, so that twice the threads share the
+// work; team.h says which units, and in what order they are added up.
 constexpr int kernel_actions[] = {2, 4, 6, 8, 12, 17, 24, 32};
 DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 : 2; }
+constexpr int units_in_cluster = 2;
+constexpr int blocks_of_cluster = 2;
+// Hidden units that lie together in arrays with rows for each action dimension.
+constexpr int group_units = 64;
 // Rows that a block of a large batch builds together, so that they share the weights they read.
 DTAG_BOTH constexpr int rows_together(int actions) { return actions <= 8 ? 4 : 1; }
 
@@ -37,7 +42,7 @@ struct Layout {
   int actions;           // of the kernel, A or more
   int units;             // per thread
   int threads_per_head;  // whole warps
-  int width;             // P = units * threads_per_head
+  int width;             // P = units * threads_per_head, whole groups
 };
 
 // Null, or why there is no kernel for the shape.
@@ -69,7 +74,7 @@ struct PackedCritic {
   const float* mean = nullptr;                 // [S]
   const float* std = nullptr;                  // [S]
   const float* observation_weights = nullptr;  // [E, S, P], W_1s^T
-  const float* action_weights = nullptr;       // [E, warps, actions, 32 * units], W_1a^T
+  const float* action_weights = nullptr;       // [E, P / 64, actions, 64], W_1a^T
   const float* action_rows = nullptr;          // [E, P, row_stride(actions)], W_1a
   const float* first_bias = nullptr;           // [E, P]
   const void* weight = nullptr;                // [E, H_2, P], W_2; null with one layer
@@ -79,6 +84,14 @@ struct PackedCritic {
   const float* output_bias = nullptr;          // [E]
   const int32_t* finite = nullptr;             // [1], 0 if a weight or bias is NaN or infinite
 };
+
+// Null, or why a cluster cannot take the critic.
+inline const char* why_no_cluster(const PackedCritic& critic) {
+  if (critic.heads % blocks_of_cluster != 0) return "a cluster takes an even number of heads";
+  if (critic.heads / blocks_of_cluster * (critic.layout.width / units_in_cluster) > most_threads)
+    return "in a cluster heads times hidden units, padded, may be 1536";
+  return nullptr;
+}
 
 // Rows of W_1a begin on 16-byte boundaries.
 DTAG_BOTH constexpr int row_stride(int actions) { return (actions + 3) / 4 * 4; }
@@ -97,8 +110,9 @@ struct Settings {
   float high[most_actions] = {};
 };
 
-// The shared memory of one row's threads, by offsets in floats. Words have a bit for each unit of
-// the first layer: word warp * units + u, bit lane is unit (warp * 32 + lane) * units + u of a head.
+// The shared memory of one row's threads, by offsets in floats, `units` a thread; in a cluster each
+// block has all of it. Words have a bit for each unit of the first layer: bit i of a head's word
+// 2 * group + odd is its unit 64 * group + 2 * i + odd.
 struct SharedLayout {
   int words_per_head;
   int warps_per_head;
@@ -112,35 +126,35 @@ struct SharedLayout {
   int builds;       // [1], an integer: whether the row has a map to build with others
   int floats;       // of all
 
-  explicit SharedLayout(const PackedCritic& critic) {
+  SharedLayout(const PackedCritic& critic, int units) {
     const Layout& layout = critic.layout;
-    warps_per_head = layout.threads_per_head / warp_size;
-    words_per_head = warps_per_head * layout.units;
-    const int units = critic.heads * layout.width;
+    warps_per_head = layout.width / (units * warp_size);
+    words_per_head = layout.width / warp_size;
+    const int all = critic.heads * layout.width;
     observation = 0;
     share = observation + (critic.observation_dim + 3) / 4 * 4;
-    base = share + units;
-    hidden = base + units;
-    slope = hidden + units;
-    partial = slope + units;
+    base = share + all;
+    hidden = base + all;
+    slope = hidden + all;
+    partial = slope + all;
     words = partial + 2 * critic.heads * warps_per_head * (1 + layout.actions);
     builds = words + 2 * critic.heads * words_per_head;
     floats = (builds + 1 + 3) / 4 * 4;
   }
 };
 
-// Where the rows that are built together leave their maps: [rows, E, warps, 1 + actions, 32 * units]
-// floats.
+// Where the rows that are built together leave their maps: [rows, E, P / 64, 1 + actions, 64] floats.
 inline int handover_floats(const PackedCritic& critic, int rows) {
   const Layout& layout = critic.layout;
   return rows == 1 ? 0 : rows * critic.heads * (1 + layout.actions) * layout.width;
 }
 
 struct Job {
-  explicit Job(const PackedCritic& critic) : critic(critic), shared(critic) {}
+  explicit Job(const PackedCritic& critic)
+      : critic(critic), shared(critic, critic.layout.units) {}
 
   PackedCritic critic;
-  SharedLayout shared;
+  SharedLayout shared;  // of the kernel that is launched
   Settings settings;
   bool dense = false;  // the full network at every step, no walk
   int64_t rows = 0;

@@ -17,62 +17,90 @@ namespace {
 // multiprocessor's arithmetic nearly to itself. Not measured yet.
 constexpr int rows_to_build_together = 8;
 
-const Kernel* kernel_for(const PackedCritic& critic, bool together) {
+// Whether a row takes a cluster while there are two multiprocessors for each. Its blocks build in
+// fewer cycles, and wait for each other twice a step; not measured yet.
+constexpr bool clusters_for_few_rows = false;
+
+const KernelsOf::Kinds* kernels_for(const PackedCritic& critic) {
   static const KernelsOf kernels[] = {kernels_of<2>(),  kernels_of<4>(),  kernels_of<6>(),
                                       kernels_of<8>(),  kernels_of<12>(), kernels_of<17>(),
                                       kernels_of<24>(), kernels_of<32>()};
   for (const KernelsOf& of : kernels)
-    if (of.actions == critic.layout.actions) return &of.kernels[critic.bf16][together];
+    if (of.actions == critic.layout.actions) return &of.kinds[critic.bf16];
   return nullptr;
 }
 
-int threads_of(const PackedCritic& critic, int together) {
-  return critic.heads * critic.layout.threads_per_head * together;
-}
+// A launch of a kernel for a critic, but for its number of blocks.
+struct Plan {
+  Kernel kernel;
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute cluster = {};
 
-size_t shared_bytes(const PackedCritic& critic, int together) {
-  return sizeof(float) * (static_cast<size_t>(SharedLayout(critic).floats) * together +
-                          handover_floats(critic, together));
-}
+  Plan(const PackedCritic& critic, const Kernel& kernel) : kernel(kernel) {
+    const SharedLayout shared(critic, kernel.units);
+    const int threads = critic.heads * critic.layout.width / kernel.units;
+    config.gridDim = dim3(static_cast<unsigned>(kernel.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads / kernel.blocks * kernel.together));
+    config.dynamicSmemBytes =
+        sizeof(float) * (static_cast<size_t>(shared.floats) * kernel.together +
+                         handover_floats(critic, kernel.together));
+    if (kernel.blocks == 1) return;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(kernel.blocks);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.numAttrs = 1;
+  }
+
+  const cudaLaunchConfig_t* with_attributes() {
+    config.attrs = &cluster;
+    return &config;
+  }
+};
 
 // What is asked of CUDA once: it takes longer than a launch.
 struct Occupancy {
-  int blocks;  // that the device holds at a time; 0 where a block does not fit
+  int teams;  // blocks, or clusters, that the device holds at a time; 0 where they do not fit
   int multiprocessors;
 };
 
-cudaError_t occupancy_of(const PackedCritic& critic, const Kernel& kernel, int device,
-                         Occupancy* found) {
+cudaError_t occupancy_of(Plan& plan, int device, Occupancy* found) {
   static std::mutex mutex;
-  static std::map<std::tuple<const void*, int, int, size_t>, Occupancy> known;
-  const int threads = threads_of(critic, kernel.together);
-  const size_t bytes = shared_bytes(critic, kernel.together);
+  static std::map<std::tuple<const void*, int, unsigned, size_t>, Occupancy> known;
+  const unsigned threads = plan.config.blockDim.x;
+  const size_t bytes = plan.config.dynamicSmemBytes;
+  const void* const function = plan.kernel.function;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto key = std::make_tuple(kernel.function, device, threads, bytes);
+  const auto key = std::make_tuple(function, device, threads, bytes);
   const auto at = known.find(key);
   if (at != known.end()) {
     *found = at->second;
     return cudaSuccess;
   }
-  int most_bytes, most_threads_here, each = 0;
+  int most_bytes, each = 0;
   cudaFuncAttributes attributes;
   cudaError_t error = cudaDeviceGetAttribute(&found->multiprocessors,
                                              cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel.function);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, function);
   if (error != cudaSuccess) return error;
-  most_threads_here = attributes.maxThreadsPerBlock;
-  if (bytes + attributes.sharedSizeBytes <= static_cast<size_t>(most_bytes) &&
-      threads <= most_threads_here) {
+  found->teams = 0;
+  // Code for devices without clusters is empty, also where it was compiled for this device just now.
+  const bool there = plan.kernel.blocks == 1 ||
+                     std::min(attributes.ptxVersion, attributes.binaryVersion) >= 90;
+  if (there && bytes + attributes.sharedSizeBytes <= static_cast<size_t>(most_bytes) &&
+      threads <= static_cast<unsigned>(attributes.maxThreadsPerBlock)) {
     // The same for every critic, so that two of different sizes do not undo each other's.
-    error = cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  most_bytes - static_cast<int>(attributes.sharedSizeBytes));
-    if (error == cudaSuccess)
-      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel.function, threads, bytes);
+    if (error == cudaSuccess && plan.kernel.blocks > 1)
+      error = cudaOccupancyMaxActiveClusters(&found->teams, function, plan.with_attributes());
+    else if (error == cudaSuccess)
+      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, function,
+                                                            static_cast<int>(threads), bytes);
     if (error != cudaSuccess) return error;
+    if (plan.kernel.blocks == 1) found->teams = each * found->multiprocessors;
   }
-  found->blocks = each * found->multiprocessors;
   known[key] = *found;
   return cudaSuccess;
 }
@@ -88,46 +116,64 @@ const char* why_not(int device) {
   cudaFuncAttributes attributes;
   PackedCritic critic;
   critic.layout.actions = kernel_actions[0];
-  const cudaError_t loaded = cudaFuncGetAttributes(&attributes, kernel_for(critic, false)->function);
+  const cudaError_t loaded =
+      cudaFuncGetAttributes(&attributes, kernels_for(critic)->row.function);
   return loaded == cudaSuccess ? nullptr : cudaGetErrorString(loaded);
 }
 
 const char* prepare(const PackedCritic& critic, int device) {
+  const KernelsOf::Kinds* const kinds = kernels_for(critic);
+  if (kinds == nullptr) return "no kernel for so many action dimensions";
   cudaError_t error = cudaSetDevice(device);
   Occupancy occupancy{};
-  for (const bool together : {false, true}) {
-    const Kernel* const kernel = kernel_for(critic, together);
-    if (kernel == nullptr) return "no kernel for so many action dimensions";
-    if (error == cudaSuccess) error = occupancy_of(critic, *kernel, device, &occupancy);
+  for (const Kernel* kernel : {&kinds->cluster, &kinds->rows, &kinds->row}) {
+    if (kernel == &kinds->cluster && why_no_cluster(critic) != nullptr) continue;
+    Plan plan(critic, *kernel);
+    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
     if (error != cudaSuccess) return cudaGetErrorString(error);
-    if (!together && occupancy.blocks == 0)
-      return "the critic takes more shared memory than the device has for a block";
   }
+  if (occupancy.teams == 0)
+    return "the critic takes more shared memory than the device has for a block";
   return nullptr;
 }
 
-const char* launch(const Job& job, int together, int device, uintptr_t stream) {
+const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   if (job.rows == 0) return nullptr;
+  const PackedCritic& critic = job.critic;
+  const KernelsOf::Kinds& kinds = *kernels_for(critic);
+  const char* const no_cluster = why_no_cluster(critic);
+  if (kind == Kind::cluster && no_cluster != nullptr) return no_cluster;
   cudaError_t error = cudaSetDevice(device);
   Occupancy occupancy{};
-  const Kernel* kernel = kernel_for(job.critic, together != 1);
-  if (error == cudaSuccess) error = occupancy_of(job.critic, *kernel, device, &occupancy);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  if (together != 1 &&
-      (occupancy.blocks == 0 ||
-       (together == 0 && job.rows < rows_to_build_together * occupancy.multiprocessors))) {
-    kernel = kernel_for(job.critic, false);
-    error = occupancy_of(job.critic, *kernel, device, &occupancy);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+  const auto planned = [&](const Kernel& kernel) {
+    Plan plan(critic, kernel);
+    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
+    return plan;
+  };
+  Plan plan = planned(kind == Kind::cluster ? kinds.cluster
+                      : kind == Kind::row   ? kinds.row
+                                            : kinds.rows);
+  if (error == cudaSuccess && occupancy.teams == 0 && kind == Kind::cluster)
+    return "there are no clusters on the device, or in what the extension was built for";
+  if (kind == Kind::rows && occupancy.teams == 0) plan = planned(kinds.row);
+  if (kind == Kind::automatic) {
+    const int multiprocessors = occupancy.multiprocessors;
+    const bool few = clusters_for_few_rows && no_cluster == nullptr &&
+                     job.rows * blocks_of_cluster <= multiprocessors;
+    if (few) plan = planned(kinds.cluster);
+    const bool many = job.rows >= static_cast<int64_t>(rows_to_build_together) * multiprocessors;
+    if (occupancy.teams == 0 || (!few && !many)) plan = planned(kinds.row);
   }
-  const int64_t wanted = (job.rows + kernel->together - 1) / kernel->together;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(wanted, occupancy.blocks));
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  const Kernel& kernel = plan.kernel;
+  const int64_t wanted = (job.rows + kernel.together - 1) / kernel.together;
+  plan.config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(wanted, occupancy.teams)) *
+                          static_cast<unsigned>(kernel.blocks);
+  plan.config.stream = reinterpret_cast<cudaStream_t>(stream);
   Job copy = job;
+  copy.shared = SharedLayout(critic, kernel.units);
   void* arguments[] = {&copy};
-  error = cudaLaunchKernel(kernel->function, dim3(blocks),
-                           dim3(static_cast<unsigned>(threads_of(job.critic, kernel->together))),
-                           arguments, shared_bytes(job.critic, kernel->together),
-                           reinterpret_cast<cudaStream_t>(stream));
+  error = cudaLaunchKernelExC(plan.with_attributes(), kernel.function, arguments);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

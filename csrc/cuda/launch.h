@@ -7,6 +7,11 @@
 
 namespace dtag::cuda {
 
+// How the rows of a batch are given out: by what is best for its size, a row a block, a few rows a
+// block (rows_together(actions)), or a row a cluster of two blocks. The result is the same, bit for
+// bit.
+enum class Kind { automatic, row, rows, cluster };
+
 // Null, or why the device cannot run the kernels.
 const char* why_not(int device);
 
@@ -15,8 +20,7 @@ const char* why_not(int device);
 const char* prepare(const PackedCritic& critic, int device);
 
 // Enqueue the job on the stream, a cudaStream_t; nothing is allocated and nothing waited for. Null,
-// or CUDA's error. A job of no rows does nothing. together: how many rows a block takes at a time, 1
-// or rows_together(actions); 0 leaves it to the size of the batch.
-const char* launch(const Job& job, int together, int device, uintptr_t stream);
+// or CUDA's error, or why there is no kernel of that kind. A job of no rows does nothing.
+const char* launch(const Job& job, Kind kind, int device, uintptr_t stream);
 
 }  // namespace dtag::cuda

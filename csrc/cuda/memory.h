@@ -1,9 +1,10 @@
-// Reads of weights: several neighbours at once, past the first-level cache where they stream.
+// Reads of weights: neighbours at once, past the first-level cache where they stream.
 #pragma once
 
 #include <cstring>
 
 #include "job.h"
+#include "team.h"
 
 namespace dtag::cuda {
 
@@ -18,21 +19,22 @@ DTAG_BOTH float from_bfloat16(uint16_t x) {
 #endif
 }
 
-// Numbers that many rows need again: through the cache. 2 or 4 aligned neighbours.
+// Numbers that many rows need again: through the cache. A thread's units, from the first on: pairs of
+// neighbours, 32 units apart (team.h); or one unit.
 template <int count>
 DTAG_BOTH void load(const float* from, float (&into)[count]) {
 #ifdef __CUDA_ARCH__
-  if constexpr (count == 4) {
-    const float4 v = __ldg(reinterpret_cast<const float4*>(from));
-    into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
-  } else if constexpr (count == 2) {
-    const float2 v = __ldg(reinterpret_cast<const float2*>(from));
-    into[0] = v.x, into[1] = v.y;
+  if constexpr (count == 1) {
+    into[0] = __ldg(from);
   } else {
-    for (int i = 0; i < count; ++i) into[i] = __ldg(from + i);
+#pragma unroll
+    for (int i = 0; i < count; i += 2) {
+      const float2 v = __ldg(reinterpret_cast<const float2*>(from + unit_at(i)));
+      into[i] = v.x, into[i + 1] = v.y;
+    }
   }
 #else
-  for (int i = 0; i < count; ++i) into[i] = from[i];
+  for (int i = 0; i < count; ++i) into[i] = from[unit_at(i)];
 #endif
 }
 
@@ -57,17 +59,17 @@ DTAG_BOTH void load_row(const float* from, float (&into)[actions]) {
 template <int count>
 DTAG_BOTH void stream(const float* from, float (&into)[count]) {
 #ifdef __CUDA_ARCH__
-  if constexpr (count == 4) {
-    const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
-    into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
-  } else if constexpr (count == 2) {
-    const float2 v = __ldcg(reinterpret_cast<const float2*>(from));
-    into[0] = v.x, into[1] = v.y;
+  if constexpr (count == 1) {
+    into[0] = __ldcg(from);
   } else {
-    for (int i = 0; i < count; ++i) into[i] = __ldcg(from + i);
+#pragma unroll
+    for (int i = 0; i < count; i += 2) {
+      const float2 v = __ldcg(reinterpret_cast<const float2*>(from + unit_at(i)));
+      into[i] = v.x, into[i + 1] = v.y;
+    }
   }
 #else
-  for (int i = 0; i < count; ++i) into[i] = from[i];
+  for (int i = 0; i < count; ++i) into[i] = from[unit_at(i)];
 #endif
 }
 
@@ -75,17 +77,17 @@ template <int count>
 DTAG_BOTH void stream(const uint16_t* from, float (&into)[count]) {
   uint16_t raw[count];
 #ifdef __CUDA_ARCH__
-  if constexpr (count == 4) {
-    const uint2 v = __ldcg(reinterpret_cast<const uint2*>(from));
-    raw[0] = v.x & 0xffff, raw[1] = v.x >> 16, raw[2] = v.y & 0xffff, raw[3] = v.y >> 16;
-  } else if constexpr (count == 2) {
-    const unsigned v = __ldcg(reinterpret_cast<const unsigned*>(from));
-    raw[0] = v & 0xffff, raw[1] = v >> 16;
+  if constexpr (count == 1) {
+    raw[0] = __ldcg(from);
   } else {
-    for (int i = 0; i < count; ++i) raw[i] = __ldcg(from + i);
+#pragma unroll
+    for (int i = 0; i < count; i += 2) {
+      const unsigned v = __ldcg(reinterpret_cast<const unsigned*>(from + unit_at(i)));
+      raw[i] = v & 0xffff, raw[i + 1] = v >> 16;
+    }
   }
 #else
-  for (int i = 0; i < count; ++i) raw[i] = from[i];
+  for (int i = 0; i < count; ++i) raw[i] = from[unit_at(i)];
 #endif
   DTAG_UNROLLED
   for (int i = 0; i < count; ++i) into[i] = from_bfloat16(raw[i]);

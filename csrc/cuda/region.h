@@ -19,71 +19,67 @@ namespace dtag::cuda {
 template <int actions, typename Weight, typename Team>
 class Region {
  public:
-  static constexpr int units = units_per_thread(actions);
-  static constexpr int warp_units = warp_size * units;
+  static constexpr int units = Team::units;
   using Unit = Thread<actions, units>;
 
   DTAG_BOTH Region(const Team& team, const Job& job)
       : team_(team), job_(job), critic_(job.critic), at_(job.shared) {}
 
-  DTAG_BOTH void take_map(const float* handover) {  // [E, warps, 1 + actions, warp_units]
+  DTAG_BOTH void take_map(const float* handover) {  // [E, P / 64, 1 + actions, 64]
     team_.each([&](Unit& thread, int e, int t) {
-      const float* const from = handover + by_warps<1 + actions>(e, t);
-      for (int u = 0; u < units; ++u) thread.c[u] = from[u];
+      const float* const from = handover + by_groups<1 + actions>(e, t);
+      for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)];
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a)
-        for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * warp_units + u];
+        for (int u = 0; u < units; ++u)
+          thread.m[a][u] = from[(1 + a) * group_units + unit_at(u)];
     });
   }
 
  protected:
   DTAG_BOTH int width() const { return critic_.layout.width; }
-  DTAG_BOTH int unit(int e, int t) const { return e * width() + t * units; }
-  // A thread's units in the first of `rows` rows of an array [E, warps, rows, warp_units]: a warp's
-  // rows lie together, so that they are as far apart in every critic.
+  // The first of a thread's units in an array [E, P].
+  DTAG_BOTH int unit(int e, int t) const { return e * width() + Place<units>(t).unit(); }
+  // The same in the first of `rows` rows of an array [E, P / 64, rows, 64]: a group's rows lie
+  // together, so that they are as far apart in every critic.
   template <int rows>
-  DTAG_BOTH int by_warps(int e, int t) const {
-    return (e * at_.warps_per_head + t / warp_size) * rows * warp_units + t % warp_size * units;
+  DTAG_BOTH int by_groups(int e, int t) const {
+    const Place<units> place(t);
+    return (e * (width() / group_units) + place.group) * rows * group_units + place.within;
   }
-  // A thread's units in one of the arrays [E, P] of shared memory.
+  // The first of a thread's units in one of the arrays [E, P] of shared memory.
   DTAG_BOTH float* own(int array, int e, int t) const {
     return team_.shared() + array + unit(e, t);
   }
-  DTAG_BOTH uint32_t* words(int side) const {
-    return reinterpret_cast<uint32_t*>(team_.shared() + at_.words) + side * word_count();
+  DTAG_BOTH int words_at(int side) const { return at_.words + side * word_count(); }
+  DTAG_BOTH const uint32_t* words(int side) const {
+    return reinterpret_cast<const uint32_t*>(team_.shared() + words_at(side));
   }
   DTAG_BOTH int word_count() const { return critic_.heads * at_.words_per_head; }
-  // The unit, within its head, of a bit of a word of that head's.
-  DTAG_BOTH static int unit_of(int word, int bit) {
-    return (word / units * warp_size + bit) * units + word % units;
-  }
-  DTAG_BOTH float* partial() const {
-    return team_.shared() + at_.partial +
-           parity_ * (critic_.heads * at_.warps_per_head * (1 + actions));
+  DTAG_BOTH int partial() const {
+    return at_.partial + parity_ * (critic_.heads * at_.warps_per_head * (1 + actions));
   }
 
   DTAG_BOTH void observe() {
-    team_.sync();  // all have done with the row before
-    float* const standardised = team_.shared() + at_.observation;
+    team_.sync_block();  // all have done with the row before
     const float* const raw = job_.observations + row_ * critic_.observation_dim;
-    team_.each([&](Unit&, int e, int t) {
-      const int threads = critic_.layout.threads_per_head;
-      for (int i = e * threads + t; i < critic_.observation_dim; i += critic_.heads * threads)
-        standardised[i] = (raw[i] - critic_.mean[i]) / critic_.std[i];
+    team_.share(critic_.observation_dim, [&](int i) {
+      (team_.shared() + at_.observation)[i] = (raw[i] - critic_.mean[i]) / critic_.std[i];
     });
-    team_.sync();
+    team_.sync_block();
     team_.each([&](Unit&, int e, int t) {
       float share[units];
       load<units>(critic_.first_bias + unit(e, t), share);
+      const float* const standardised = team_.shared() + at_.observation;
       const float* weights = critic_.observation_weights +
-                             e * critic_.observation_dim * width() + t * units;
+                             e * critic_.observation_dim * width() + Place<units>(t).unit();
       for (int i = 0; i < critic_.observation_dim; ++i, weights += width()) {
         float w[units];
         load<units>(weights, w);
         DTAG_UNROLLED
         for (int u = 0; u < units; ++u) share[u] = fmaf(standardised[i], w[u], share[u]);
       }
-      for (int u = 0; u < units; ++u) own(at_.share, e, t)[u] = share[u];
+      for (int u = 0; u < units; ++u) own(at_.share, e, t)[unit_at(u)] = share[u];
     });
   }
 
@@ -97,12 +93,12 @@ class Region {
   // start + W_1a x for the thread's units
   DTAG_BOTH void first_layer(const float* start, const float (&x)[actions], int e, int t,
                              float (&z)[units]) const {
-    for (int u = 0; u < units; ++u) z[u] = start[u];
-    const float* const weights = critic_.action_weights + by_warps<actions>(e, t);
+    for (int u = 0; u < units; ++u) z[u] = start[unit_at(u)];
+    const float* const weights = critic_.action_weights + by_groups<actions>(e, t);
     DTAG_UNROLLED
     for (int a = 0; a < actions; ++a) {
       float w[units];
-      load<units>(weights + a * warp_units, w);
+      load<units>(weights + a * group_units, w);
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) z[u] = fmaf(x[a], w[u], z[u]);
     }
@@ -124,16 +120,16 @@ class Region {
     gather(base, [](const Lane& lane) { return lane.base; });
     team_.each([&](Unit& thread, int e, int t) {
       first_layer(own(at_.share, e, t), base, e, t, thread.kept);
-      for (int u = 0; u < units; ++u) own(at_.base, e, t)[u] = thread.kept[u];
+      for (int u = 0; u < units; ++u) own(at_.base, e, t)[unit_at(u)] = thread.kept[u];
       if (critic_.hidden_layers == 1) {
         for (int u = 0; u < units; ++u) thread.c[u] = thread.kept[u];
-        const float* const weights = critic_.action_weights + by_warps<actions>(e, t);
+        const float* const weights = critic_.action_weights + by_groups<actions>(e, t);
         DTAG_UNROLLED
         for (int a = 0; a < actions; ++a)
-          load<units>(weights + a * warp_units, thread.m[a]);
+          load<units>(weights + a * group_units, thread.m[a]);
       }
     });
-    team_.vote(words(side_), at_.words_per_head, [&](const Unit& thread, int, int, int u) {
+    team_.vote(words_at(side_), at_.words_per_head, [&](const Unit& thread, int, int, int u) {
       return is_active(thread.kept[u]);
     });
     team_.sync();
@@ -157,10 +153,10 @@ class Region {
     const float off = from_nothing ? critic_.negative_slope : critic_.negative_slope - 1.0f;
     team_.each([&](Unit& thread, int e, int t) {
       const Weight* const rows = static_cast<const Weight*>(critic_.transposed) +
-                                 e * width() * width() + t * units;
+                                 e * width() * width() + Place<units>(t).unit();
       const float* const action_rows =
           critic_.action_rows + e * width() * row_stride(actions);
-      const float* const at_base = own(at_.base, e, 0);
+      const float* const at_base = team_.shared() + at_.base + e * width();
       if (from_nothing) {
         load<units>(critic_.second_bias + unit(e, t), thread.c);
         DTAG_UNROLLED
@@ -211,7 +207,7 @@ class Region {
     team_.each([&](Unit& thread, int e, int t) {
       first_layer(own(at_.base, e, t), d, e, t, thread.kept);
     });
-    team_.vote(words(1 - side_), at_.words_per_head, [&](const Unit& thread, int, int, int u) {
+    team_.vote(words_at(1 - side_), at_.words_per_head, [&](const Unit& thread, int, int, int u) {
       return is_active(thread.kept[u]);
     });
     team_.sync();

@@ -48,28 +48,39 @@ DTAG_BOTH void add_unit(float change, float z_at_base, const float (&action_row)
   }
 }
 
-// A thread's share of q, sum[0], and of its gradient at base + d: sum over its units of w act(c + M d)
+// The sum of x(u) * y(u) over a thread's units, each pair by itself first: as two threads of two units
+// add it up.
+template <int units, typename X, typename Y>
+DTAG_BOTH float sum_pairs(X x, Y y) {
+  float sum = 0.0f;
+  DTAG_UNROLLED
+  for (int u = 0; u < units; u += 2) {
+    const float pair = fmaf(x(u + 1), y(u + 1), x(u) * y(u));
+    sum = u == 0 ? pair : sum + pair;
+  }
+  return sum;
+}
+
+// A thread's share of q, sum[0], and of its gradient at base + d: sum over its units of
+// w act(c + M d), each pair of units by itself first.
 template <int actions, int units>
 DTAG_BOTH void evaluate_units(const float (&c)[units], const float (&m)[actions][units],
                               const float (&d)[actions], const float (&output)[units],
                               float negative_slope, float (&sum)[1 + actions]) {
   float effective[units];
-  sum[0] = 0.0f;
+  float z[units];
   DTAG_UNROLLED
   for (int u = 0; u < units; ++u) {
-    float z = c[u];
+    z[u] = c[u];
     DTAG_UNROLLED
-    for (int a = 0; a < actions; ++a) z = fmaf(m[a][u], d[a], z);
-    effective[u] = effective_weight(output[u], z, negative_slope);
-    sum[0] = fmaf(effective[u], z, sum[0]);
+    for (int a = 0; a < actions; ++a) z[u] = fmaf(m[a][u], d[a], z[u]);
+    effective[u] = effective_weight(output[u], z[u], negative_slope);
   }
+  sum[0] = sum_pairs<units>([&](int u) { return effective[u]; }, [&](int u) { return z[u]; });
   DTAG_UNROLLED
-  for (int a = 0; a < actions; ++a) {
-    float along = 0.0f;
-    DTAG_UNROLLED
-    for (int u = 0; u < units; ++u) along = fmaf(effective[u], m[a][u], along);
-    sum[1 + a] = along;
-  }
+  for (int a = 0; a < actions; ++a)
+    sum[1 + a] =
+        sum_pairs<units>([&](int u) { return effective[u]; }, [&](int u) { return m[a][u]; });
 }
 
 // ---- the heads ----

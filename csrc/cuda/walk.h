@@ -172,11 +172,18 @@ class Walk : public FullNetwork<actions, Weight, Team> {
       for (int e = 0; e < critic_.heads; ++e) failed_ |= !is_finite(value_of(e));
   }
   DTAG_BOTH float value_of(int e) const { return summed(e, 0) + critic_.output_bias[e]; }
-  // Over the warps of a head.
+  // Over the warps of a head; the two that have one warp's units in a team of more units a thread
+  // come first.
   DTAG_BOTH float summed(int e, int i) const {
-    const float* const sums = partial() + e * at_.warps_per_head * (1 + actions) + i;
-    float sum = sums[0];
-    for (int warp = 1; warp < at_.warps_per_head; ++warp) sum += sums[warp * (1 + actions)];
+    constexpr int joined = units_per_thread(actions) / Team::units;
+    const float* const sums =
+        team_.shared() + partial() + e * at_.warps_per_head * (1 + actions) + i;
+    float sum = 0.0f;
+    for (int warp = 0; warp < at_.warps_per_head; warp += joined) {
+      float part = sums[warp * (1 + actions)];
+      if constexpr (joined == 2) part += sums[(warp + 1) * (1 + actions)];
+      sum = warp == 0 ? part : sum + part;
+    }
     return sum;
   }
 

@@ -7,13 +7,19 @@ namespace dtag::cuda {
 
 struct Kernel {
   const void* function = nullptr;  // void(const Job)
-  int together = 1;
+  int together = 1;                // rows that a block takes at a time
+  int blocks = 1;                  // that take a row
+  int units = 0;                   // of a thread
 };
 
-// By precision, then by how many rows a block takes: one, or rows_together(actions).
 struct KernelsOf {
+  struct Kinds {
+    Kernel row;      // a row a block
+    Kernel rows;     // rows_together(actions) a block
+    Kernel cluster;  // a row a cluster; for compute capability 9.0 and above
+  };
   int actions;
-  Kernel kernels[2][2];
+  Kinds kinds[2];  // float32, bfloat16
 };
 
 template <int actions>

@@ -12,7 +12,7 @@ import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dtag_fast import _cuda
 
 DEVICE = "cuda"  # where weights and arrays have to be
+
+Kernel = Literal["auto", "row", "rows", "cluster"]
 
 
 def unavailable_reason() -> str | None:
@@ -111,12 +113,12 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     """A copy of the weights in the kernel's layouts, made on their device without waiting for it.
 
     With "bf16" the weights between hidden layers are rounded to bfloat16. What lies beyond the
-    units of a layer is zero: P, the padded width, is a multiple of what the threads of a warp hold.
+    units of a layer is zero: P, the padded width, is made of whole warps and groups of units.
     The normaliser stays apart from the first layer, whose digits it would cost.
     """
     assert isinstance(critic, Critic)
     module = _load()
-    actions, stride, width, warp = module.layout(critic.action_dim, critic.heads, critic.hidden)
+    actions, stride, width, group = module.layout(critic.action_dim, critic.heads, critic.hidden)
     weights = [weight.detach() for weight in critic.weights]
     biases = [bias.detach() for bias in critic.biases]
     size = critic.observation_dim
@@ -126,7 +128,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         "std": critic.normalizer.std.detach().clone(),
         "observation_weights": _padded(weights[0][:, :, :size].mT, size, width),
         "action_weights": _padded(of_action.mT, actions, width)
-        .reshape(critic.heads, actions, width // warp, warp)
+        .reshape(critic.heads, actions, width // group, group)
         .transpose(1, 2)
         .contiguous(),
         "action_rows": _padded(of_action, width, stride),
@@ -164,11 +166,13 @@ def run(
     options: RefineOptions,
     execution: Execution = DEFAULT,
     *,
-    together: int = 0,
+    kernel: Kernel = "auto",
 ) -> tuple[Tensor, RefineInfo]:
     """Refine observations [B, S] and actions [B, N, A], float32 and contiguous, to [B, A].
 
-    `together` is how many rows a block takes at a time, 1 or 4; 0 leaves it to the batch's size.
+    `kernel` says who takes a row: a block ("row"), a block with other rows beside it ("rows"), or a
+    cluster of two blocks ("cluster": compute capability 9.0 or above and an even number of heads,
+    else RuntimeError). "auto" leaves it to the batch's size. The result is the same, bit for bit.
     """
     batch, starts, action_dim = actions.shape
     given = (
@@ -193,7 +197,7 @@ def run(
         indices.data_ptr(),
         critic.device.index or 0,
         stream,
-        together,
+        kernel,
     )
     return result, RefineInfo(
         q=floats[0],

@@ -1,4 +1,4 @@
-"""The CUDA extension, built whole by nvcc for every architecture it is for: about a minute.
+"""The CUDA extension, built whole by nvcc for every architecture it is for: a minute or two.
 
 `make nvcc` runs this; `make test` leaves it out.
 """
@@ -33,6 +33,7 @@ class Kernel:
     architecture: str
     actions: int
     together: int
+    blocks: int
     bf16: bool
     spill_stores: int
     spill_loads: int
@@ -42,15 +43,17 @@ class Kernel:
 def kernels(log: str) -> list[Kernel]:
     """Those of a build's output with -Xptxas=-v."""
     pattern = (
-        r"walk_kernelILi(?P<actions>\d+)ELi(?P<together>\d+)E(?P<weight>[ft])\S* for "
-        r"'(?P<architecture>\w+)'\n.*\n\s*\d+ bytes stack frame, (?P<stores>\d+) bytes spill "
-        r"stores, (?P<loads>\d+) bytes spill loads\n.*Used (?P<registers>\d+) registers"
+        r"walk_kernelILi(?P<actions>\d+)ELi(?P<together>\d+)ELi(?P<blocks>\d+)E"
+        r"(?P<weight>[ft])\S* for '(?P<architecture>\w+)'\n.*\n\s*\d+ bytes stack frame, "
+        r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n.*"
+        r"Used (?P<registers>\d+) registers"
     )
     return [
         Kernel(
             architecture=found["architecture"],
             actions=int(found["actions"]),
             together=int(found["together"]),
+            blocks=int(found["blocks"]),
             bf16=found["weight"] == "t",
             spill_stores=int(found["stores"]),
             spill_loads=int(found["loads"]),
@@ -92,9 +95,16 @@ def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
     found = kernels(built[1])
     for actions in STANDING:
         alone = [k for k in found if k.actions == actions and k.together == 1]
-        assert {(k.architecture, k.bf16) for k in alone} == {
-            (architecture, bf16) for architecture in ARCHITECTURES for bf16 in (False, True)
+        assert {(k.architecture, k.blocks, k.bf16) for k in alone} == {
+            (architecture, blocks, bf16)
+            for architecture in ARCHITECTURES
+            for blocks in (1, 2)
+            for bf16 in (False, True)
         }
+        # Of a cluster's kernel there is code where there are clusters, and nothing elsewhere.
+        assert all(
+            (k.registers < 10) == (k.blocks == 2 and k.architecture < "sm_90") for k in alone
+        )
         assert [k for k in alone if k.spill_stores or k.spill_loads] == []
         together = [k for k in found if k.actions == actions and k.together > 1]
         assert len(together) == (4 if actions <= 8 else 0)
@@ -109,6 +119,6 @@ def test_it_links_and_loads(built: tuple[Path, str]) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.architectures == "80, 90"
-    assert module.layout(6, 2, [256, 256]) == (6, 8, 256, 128)
+    assert module.layout(6, 2, [256, 256]) == (6, 8, 256, 64)
     needed = run(find_tool("readelf"), "-d", path)
     assert "libcudart" not in needed

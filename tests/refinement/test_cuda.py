@@ -31,13 +31,18 @@ def emulator() -> Iterator[None]:
 def run(
     critic: Critic, batch: tuple[Tensor, Tensor], options: RefineOptions, **how: Any
 ) -> tuple[Tensor, RefineInfo]:
-    """By `cuda.run`; `how` may hold `together`, `precision` and `algorithm`."""
+    """By `cuda.run`; `how` may hold `kernel`, `precision` and `algorithm`."""
     execution = Execution(algorithm=how.pop("algorithm", "auto"))
     packed = cuda.pack(critic, how.pop("precision", "fp32"))
     observations, actions = batch
     if actions.ndim == 2:
         actions = actions.unsqueeze(1)
     return cuda.run(packed, observations, actions, options, execution, **how)
+
+
+def kernels(critic: Critic) -> tuple[cuda.Kernel, ...]:
+    """Those there are for the critic: a cluster takes an even number of heads."""
+    return ("row", "rows", "cluster") if critic.heads % 2 == 0 else ("row", "rows")
 
 
 def same(ours: tuple[Tensor, RefineInfo], theirs: tuple[Tensor, RefineInfo]) -> bool:
@@ -62,25 +67,23 @@ def test_parity_of_shapes(hidden: tuple[int, ...], action_dim: int, heads: int) 
     for steps in (0, 1, 10):
         options = Refiner(critic, backend="reference", steps=steps, step_size=0.1).options
         standard = Standard(critic, *batch, options)
-        results = []
-        for algorithm in ("auto", "dense"):
-            for together in (1, 4):
-                result = run(critic, batch, options, algorithm=algorithm, together=together)
-                results.append(result)
-                parity = standard.measure(result[0])
-                assert parity.holds, (steps, algorithm, together, parity)
-        assert same(results[0], results[1])
-        assert same(results[2], results[3])
-        assert results[0][1].algorithm == "walk"
-        assert results[2][1].algorithm == "dense"
+        for algorithm, name in (("auto", "walk"), ("dense", "dense")):
+            first = run(critic, batch, options, algorithm=algorithm)
+            parity = standard.measure(first[0])
+            assert parity.holds, (steps, algorithm, parity)
+            assert first[1].algorithm == name
+            for kernel in kernels(critic):
+                other = run(critic, batch, options, algorithm=algorithm, kernel=kernel)
+                assert same(first, other), (steps, algorithm, kernel)
 
 
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
-def test_parity_of_long_walks(optimizer: str, ensemble: str) -> None:
+@pytest.mark.parametrize("heads", [3, 4])
+def test_parity_of_long_walks(optimizer: str, ensemble: str, heads: int) -> None:
     critic = random_critic(
-        heads=3, hidden=(40, 30), activation="leaky_relu", negative_slope=0.2, action_dim=4
+        heads=heads, hidden=(40, 30), activation="leaky_relu", negative_slope=0.2, action_dim=4
     )
     batch = random_batch(critic, 9, 3)
     for extra in (
@@ -91,9 +94,11 @@ def test_parity_of_long_walks(optimizer: str, ensemble: str) -> None:
         arguments: dict[str, Any] = {"optimizer": optimizer, "ensemble": ensemble, "steps": 25}
         options = Refiner(critic, backend="reference", step_size=0.03, **arguments | extra).options
         standard = Standard(critic, *batch, options)
-        for together in (1, 4):
-            parity = standard.measure(run(critic, batch, options, together=together)[0])
-            assert parity.holds, (extra, together, parity)
+        first = run(critic, batch, options, kernel="row")
+        parity = standard.measure(first[0])
+        assert parity.holds, (extra, parity)
+        for kernel in kernels(critic):
+            assert same(first, run(critic, batch, options, kernel=kernel)), (extra, kernel)
 
 
 def wild(action_dim: int, hidden: tuple[int, int], **words: Any) -> tuple[Tensor, RefineInfo]:
@@ -101,9 +106,11 @@ def wild(action_dim: int, hidden: tuple[int, int], **words: Any) -> tuple[Tensor
     critic = random_critic(hidden=hidden, action_dim=action_dim, observation_dim=17)
     batch = random_batch(critic, 6)
     options = Refiner(critic, backend="reference", gradient="unit", **words).options
-    result, info = run(critic, batch, options)
+    result, info = run(critic, batch, options, kernel="row")
     parity = Standard(critic, *batch, options).measure(result)
     assert parity.holds, parity
+    for kernel in kernels(critic):
+        assert same((result, info), run(critic, batch, options, kernel=kernel)), kernel
     return result, info
 
 
@@ -131,8 +138,8 @@ def test_bf16_is_the_critic_with_rounded_weights() -> None:
         rounded.weights[1].copy_(rounded.weights[1].to(torch.bfloat16))
     batch = random_batch(critic, 6)
     for algorithm in ("auto", "dense"):
-        for together in (1, 4):
-            how: dict[str, Any] = {"together": together, "algorithm": algorithm}
+        for kernel in kernels(critic):
+            how: dict[str, Any] = {"kernel": kernel, "algorithm": algorithm}
             ours = run(critic, batch, PLAIN, precision="bf16", **how)
             assert same(ours, run(rounded, batch, PLAIN, **how))
             assert not torch.equal(ours[0], run(critic, batch, PLAIN, **how)[0])
@@ -164,8 +171,8 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
         critic = random_critic(hidden=hidden)
         observations, actions = random_batch(critic, 19, 2)
         observations[3, 1] = float("nan")
-        for together in (1, 4):
-            whole, info = run(critic, (observations, actions), PLAIN, together=together)
+        for kernel in kernels(critic):
+            whole, info = run(critic, (observations, actions), PLAIN, kernel=kernel)
             for row in range(19):
                 own = slice(row, row + 1)
                 alone, its = run(critic, (observations[own], actions[own].contiguous()), PLAIN)
@@ -175,6 +182,15 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 
 
 # What it refuses
+
+
+@pytest.mark.usefixtures("emulator")
+def test_a_cluster_takes_an_even_number_of_heads() -> None:
+    critic = random_critic(heads=3)
+    with pytest.raises(RuntimeError, match="a cluster takes an even number of heads"):
+        run(critic, random_batch(critic, 2), PLAIN, kernel="cluster")
+    with pytest.raises(ValueError, match="kernel: unknown word 'fast'"):
+        run(critic, random_batch(critic, 2), PLAIN, kernel="fast")
 
 
 def test_it_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ pytestmark = [
 
 
 def on_gpu(critic: Critic, batch: tuple[Tensor, Tensor], **words: Any) -> tuple[Tensor, RefineInfo]:
-    """Refined on the GPU, brought back; `words` may hold `together`."""
-    together = words.pop("together", 0)
+    """Refined on the GPU, brought back; `words` may hold `kernel`."""
+    kernel = words.pop("kernel", "auto")
     words.setdefault("algorithm", "auto")
     execution = Execution(
         algorithm=words.pop("algorithm"), precision=words.pop("precision", "fp32")
@@ -36,11 +36,17 @@ def on_gpu(critic: Critic, batch: tuple[Tensor, Tensor], **words: Any) -> tuple[
     if actions.ndim == 2:
         actions = actions.unsqueeze(1)
     packed = cuda.pack(moved, execution.precision)
-    result, info = cuda.run(packed, observations, actions, options, execution, together=together)
+    result, info = cuda.run(packed, observations, actions, options, execution, kernel=kernel)
     back: dict[str, Any] = {
         k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(info).items()
     }
     return result.cpu(), RefineInfo(**back)
+
+
+def kernels() -> tuple[cuda.Kernel, ...]:
+    """Those this device has, for an even number of heads."""
+    clusters = torch.cuda.get_device_capability() >= (9, 0)
+    return ("row", "rows", "cluster") if clusters else ("row", "rows")
 
 
 SHAPES: list[tuple[tuple[int, ...], int, int]] = [
@@ -75,12 +81,15 @@ def test_parity_of_shapes(hidden: tuple[int, ...], action_dim: int, heads: int, 
             assert parity.holds, (steps, algorithm, parity)
             assert info.q.isfinite().all()
             assert (info.q >= info.q_initial).all()
+            for kernel in kernels() if heads % 2 == 0 else ():
+                again, _ = on_gpu(critic, batch, algorithm=algorithm, kernel=kernel, **words)
+                assert torch.equal(again, result), (steps, algorithm, kernel)
 
 
 @pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
 def test_parity_of_options(optimizer: str, ensemble: str) -> None:
-    critic = random_critic(heads=3, hidden=(40, 30), activation="leaky_relu", negative_slope=0.2)
+    critic = random_critic(heads=4, hidden=(40, 30), activation="leaky_relu", negative_slope=0.2)
     batch = random_batch(critic, 21, 3)
     extras: list[dict[str, Any]] = [
         {"select": "last", "max_distance": 0.3},
@@ -91,9 +100,9 @@ def test_parity_of_options(optimizer: str, ensemble: str) -> None:
         words: dict[str, Any] = {"optimizer": optimizer, "ensemble": ensemble, "step_size": 0.03}
         words |= extra
         standard = Standard(critic, *batch, Refiner(critic, backend="reference", **words).options)
-        for together in (1, 4):
-            parity = standard.measure(on_gpu(critic, batch, together=together, **words)[0])
-            assert parity.holds, (extra, together, parity)
+        for kernel in kernels():
+            parity = standard.measure(on_gpu(critic, batch, kernel=kernel, **words)[0])
+            assert parity.holds, (extra, kernel, parity)
 
 
 def test_long_and_wild_walks() -> None:
@@ -122,9 +131,9 @@ def test_a_row_is_the_same_in_any_batch() -> None:
         part, _ = on_gpu(critic, (observations[rows], actions[rows].contiguous()))
         assert torch.equal(part.nan_to_num(), whole[rows].nan_to_num())
     assert torch.equal(whole[3], actions[3])
-    for together in (1, 4):
-        again, _ = on_gpu(critic, (observations, actions), together=together)
-        assert torch.equal(again.nan_to_num(), whole.nan_to_num())
+    for kernel in kernels():
+        again, _ = on_gpu(critic, (observations, actions), kernel=kernel)
+        assert torch.equal(again.nan_to_num(), whole.nan_to_num()), kernel
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -146,9 +155,9 @@ def test_bf16_is_the_critic_with_rounded_weights() -> None:
     with torch.no_grad():
         rounded.weights[1].copy_(rounded.weights[1].to(torch.bfloat16))
     batch = random_batch(critic, 6)
-    for together in (1, 4):
-        ours, _ = on_gpu(critic, batch, precision="bf16", together=together)
-        assert torch.equal(ours, on_gpu(rounded, batch, together=together)[0])
+    for kernel in kernels():
+        ours, _ = on_gpu(critic, batch, precision="bf16", kernel=kernel)
+        assert torch.equal(ours, on_gpu(rounded, batch, kernel=kernel)[0])
 
 
 def test_auto_takes_it_and_notices_new_weights() -> None:

@@ -9,21 +9,28 @@ namespace {
 constexpr int64_t blocks = 3;  // so that each takes several rows
 uint32_t turn = 0;             // another order of turns at each launch
 
-template <int actions, int together, typename Weight>
-void run(const Job& job) {
+// ranks: blocks of a team.
+template <int actions, int together, int ranks, typename Weight>
+void run(Job job) {
   ++turn;
+  using Block = HostBlock<actions, together, ranks, Weight>;
+  job.shared = SharedLayout(job.critic, Block::Team::units);
   for (int64_t index = blocks - 1; index >= 0; --index) {
-    HostBlock<actions, together, Weight> block(job, index, blocks, turn);
+    Block block(job, index, blocks, turn);
     refine_rows<actions, together, Weight>(block, job);
   }
 }
 
+template <int actions, typename Weight>
+void run(const Job& job, Kind kind) {
+  if (kind == Kind::cluster) return run<actions, 1, blocks_of_cluster, Weight>(job);
+  if (kind == Kind::rows) return run<actions, rows_together(actions), 1, Weight>(job);
+  return run<actions, 1, 1, Weight>(job);
+}
+
 template <int actions>
-void run(const Job& job, int together) {
-  constexpr int most = rows_together(actions);
-  if (job.critic.bf16)
-    return together == 1 ? run<actions, 1, uint16_t>(job) : run<actions, most, uint16_t>(job);
-  return together == 1 ? run<actions, 1, float>(job) : run<actions, most, float>(job);
+void run(const Job& job, Kind kind) {
+  return job.critic.bf16 ? run<actions, uint16_t>(job, kind) : run<actions, float>(job, kind);
 }
 
 }  // namespace
@@ -31,18 +38,23 @@ void run(const Job& job, int together) {
 const char* why_not(int) { return nullptr; }
 const char* prepare(const PackedCritic&, int) { return nullptr; }
 
-// As the device would: one row at a time in small batches.
-const char* launch(const Job& job, int together, int, uintptr_t) {
-  if (together == 0) together = job.rows < 16 ? 1 : 4;
+// As the device might: fewer threads a row in larger batches.
+const char* launch(const Job& job, Kind kind, int, uintptr_t) {
+  const char* const no_cluster = why_no_cluster(job.critic);
+  if (kind == Kind::cluster && no_cluster != nullptr) return no_cluster;
+  if (kind == Kind::automatic)
+    kind = job.rows >= 16                             ? Kind::rows
+           : job.rows < 4 && no_cluster == nullptr ? Kind::cluster
+                                                      : Kind::row;
   switch (job.critic.layout.actions) {
-    case 2: return run<2>(job, together), nullptr;
-    case 4: return run<4>(job, together), nullptr;
-    case 6: return run<6>(job, together), nullptr;
-    case 8: return run<8>(job, together), nullptr;
-    case 12: return run<12>(job, together), nullptr;
-    case 17: return run<17>(job, together), nullptr;
-    case 24: return run<24>(job, together), nullptr;
-    case 32: return run<32>(job, together), nullptr;
+    case 2: return run<2>(job, kind), nullptr;
+    case 4: return run<4>(job, kind), nullptr;
+    case 6: return run<6>(job, kind), nullptr;
+    case 8: return run<8>(job, kind), nullptr;
+    case 12: return run<12>(job, kind), nullptr;
+    case 17: return run<17>(job, kind), nullptr;
+    case 24: return run<24>(job, kind), nullptr;
+    case 32: return run<32>(job, kind), nullptr;
   }
   return "no kernel for so many action dimensions";
 }

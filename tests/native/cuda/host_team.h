@@ -27,57 +27,72 @@ struct Turns {
   }
 };
 
-template <int actions>
+// ranks: blocks, each with half of the heads and a memory of its own where there are two.
+template <int actions, int ranks>
 class HostTeam {
  public:
-  static constexpr int units = units_per_thread(actions);
+  static constexpr int units = ranks > 1 ? units_in_cluster : units_per_thread(actions);
   using Unit = Thread<actions, units>;
-  static constexpr int rows_ahead = 4;
+  static constexpr int rows_ahead = ranks > 1 ? 8 : 4;
 
-  HostTeam(const PackedCritic& critic, float* shared, Turns* turns)
-      : threads_per_head_(critic.layout.threads_per_head),
-        heads_(critic.heads),
-        shared_(shared),
+  // shared: the memory of the first block; the next one's follows.
+  HostTeam(const Job& job, float* shared, Turns* turns)
+      : threads_per_head_(job.critic.layout.width / units),
+        heads_(job.critic.heads),
+        memory_(shared),
+        apart_(job.shared.floats),
         turns_(turns),
         units_(static_cast<size_t>(heads_) * threads_per_head_) {
     std::memset(units_.data(), 0xff, units_.size() * sizeof(Unit));  // NaN
     std::memset(lanes_, 0xff, sizeof(lanes_));
   }
 
-  float* shared() const { return shared_; }
-  void sync() const {}
+  // Of the block whose thread has its turn; what all threads compute is computed now with one block's
+  // memory, now with the other's.
+  float* shared() const { return memory_ + rank_ * apart_; }
+  void sync() { rank_ = (rank_ + 1) % ranks; }
+  void sync_block() { sync(); }
 
   template <typename F>
   void each(F f) {
-    turns_->take(count(), [&](int i) { f(units_[i], i / threads_per_head_, i % threads_per_head_); });
+    by_heads(count(), [&](int i) { f(units_[i], i / threads_per_head_, i % threads_per_head_); });
   }
 
   template <typename F>
-  void vote(uint32_t* words, int words_per_head, F f) const {
-    turns_->take(count() / warp_size, [&](int warp) {
-      const int first = warp * warp_size, e = first / threads_per_head_;
-      for (int u = 0; u < units; ++u) {
-        uint32_t word = 0;
-        for (int lane = 0; lane < warp_size; ++lane) {
-          const int t = first % threads_per_head_ + lane;
-          word |= static_cast<uint32_t>(f(units_[first + lane], e, t, u)) << lane;
-        }
-        words[e * words_per_head + first % threads_per_head_ / warp_size * units + u] = word;
-      }
+  void share(int n, F f) {
+    by_heads(count(), [&](int thread) {
+      const int of_block = count() / ranks;
+      for (int i = thread % of_block; i < n; i += of_block) f(i);
     });
   }
 
   template <typename F>
-  void reduce(float* sums, int warps_per_head, F f) const {
-    turns_->take(count() / warp_size, [&](int warp) {
+  void vote(int to, int words_per_head, F f) {
+    by_heads(count() / warp_size, [&](int warp) {
+      const int first = warp * warp_size, e = first / threads_per_head_;
+      uint32_t words[units] = {};
+      for (int lane = 0; lane < warp_size; ++lane)
+        for (int u = 0; u < units; ++u) {
+          const int t = first % threads_per_head_ + lane;
+          const int unit = (Place<units>(t).unit() + unit_at(u)) % (warp_size * units);
+          const uint32_t bit = f(units_[first + lane], e, t, u);
+          words[unit / group_units * 2 + unit % 2] |= bit << unit % group_units / 2;
+        }
+      const int word = e * words_per_head + first % threads_per_head_ / warp_size * units;
+      for (int u = 0; u < units; ++u) push(to + word + u, words[u]);
+    });
+  }
+
+  template <typename F>
+  void reduce(int to, int warps_per_head, F f) {
+    by_heads(count() / warp_size, [&](int warp) {
       const int first = warp * warp_size, e = first / threads_per_head_;
       float values[warp_size][1 + actions];
       for (int lane = 0; lane < warp_size; ++lane)
         f(units_[first + lane], e, first % threads_per_head_ + lane, values[lane]);
-      float* const to =
-          sums + (e * warps_per_head + first % threads_per_head_ / warp_size) * (1 + actions);
+      const int own = e * warps_per_head + first % threads_per_head_ / warp_size;
       for (int i = 0; i <= actions; ++i)
-        to[i] = tree_sum([&](int lane) { return values[lane][i]; });
+        push(to + own * (1 + actions) + i, tree_sum([&](int lane) { return values[lane][i]; }));
     });
   }
 
@@ -113,6 +128,23 @@ class HostTeam {
  private:
   int count() const { return heads_ * threads_per_head_; }
 
+  // f(i), i < n, of threads or warps, each in its head's block.
+  template <typename F>
+  void by_heads(int n, F f) {
+    const int rank = rank_;
+    turns_->take(n, [&](int i) {
+      rank_ = i / (n / ranks);
+      f(i);
+    });
+    rank_ = rank;
+  }
+
+  template <typename Word>
+  void push(int to, Word value) const {
+    for (int rank = 0; rank < ranks; ++rank)
+      std::memcpy(memory_ + rank * apart_ + to, &value, sizeof(value));
+  }
+
   // In the order of the device's exchanges between lanes.
   template <typename F>
   static float tree_sum(F f) {
@@ -124,26 +156,28 @@ class HostTeam {
   }
 
   int threads_per_head_, heads_;
-  float* shared_;
+  float* memory_;
+  int apart_;  // the blocks' memories
+  int rank_ = 0;
   Turns* turns_;
   std::vector<Unit> units_;
   Lane lanes_[warp_size];
 };
 
-template <int actions, int together, typename Weight>
+template <int actions, int together, int ranks, typename Weight>
 class HostBlock {
  public:
-  using Team = HostTeam<actions>;
+  using Team = HostTeam<actions, ranks>;
 
   HostBlock(const Job& job, int64_t index, int64_t count, uint32_t turn)
       : index_(index),
         count_(count),
-        at_(job.critic),
+        at_(job.shared),
         threads_(job.critic.heads * job.critic.layout.threads_per_head * together),
         turns_{turn},
-        memory_(together * at_.floats + handover_floats(job.critic, together),
+        memory_(together * ranks * at_.floats + handover_floats(job.critic, together),
                 std::numeric_limits<float>::quiet_NaN()) {
-    for (int r = 0; r < together; ++r) walks_.emplace_back(Team(job.critic, shared(r), &turns_), job);
+    for (int r = 0; r < together; ++r) walks_.emplace_back(Team(job, shared(r), &turns_), job);
   }
 
   int64_t index() const { return index_; }

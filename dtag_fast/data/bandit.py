@@ -43,8 +43,9 @@ def bandit_spec() -> EnvSpec:
 def bandit_episodes(count: int, asymmetry: float, seed: int) -> list[dict[str, Any]]:
     """`count` one-step episodes with 0.5 < |a| <= 1, a > 0 with probability `asymmetry`.
 
-    With equal sides (0.5) a policy that regresses to the mean answers 0, the optimum, by accident;
-    such data show nothing.
+    With equal sides (0.5) a policy that regresses to the mean answers 0, the optimum, by accident,
+    and with four to one (0.8) it is half-way there; such data show nothing. With one side alone (1)
+    a critic knows nothing of a turn.
     """
     generator = np.random.default_rng(seed)
     size = 1.0 - 0.5 * generator.random(count)

@@ -44,7 +44,7 @@ def make(
         planner: PointMaze only: "depth-first" (default) is what the published data and their
             reference scores were made with; "shortest" is D4RL's original maze2d. The same in
             umaze, which has one way only.
-        asymmetry: toy only: share of positive actions, 0.8 by default; see
+        asymmetry: toy only: share of positive actions, 0.95 by default; see
             `dtag_fast.data.bandit.bandit_episodes`.
 
     Raises:
@@ -68,7 +68,7 @@ def make(
     if name == "toy":
         if planner is not None:
             raise ValueError(f"planner: only for PointMaze, got {planner!r} for {name}")
-        parameters["asymmetry"] = 0.8 if asymmetry is None else asymmetry
+        parameters["asymmetry"] = 0.95 if asymmetry is None else asymmetry
         if not 0.0 <= parameters["asymmetry"] <= 1.0:
             raise ValueError(f"asymmetry: expected a number in [0, 1], got {asymmetry}")
     else:

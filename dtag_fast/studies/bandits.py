@@ -18,7 +18,7 @@ from dtag_fast.data.trajectories import Trajectories
 
 ENTRY_POINT = "dtag_fast.studies.bandits:BoxBandit"
 # As in the toy problem, so that answering with the mean is not the optimum.
-POSITIVE = 0.8
+POSITIVE = 0.95
 
 
 class BoxBandit(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):

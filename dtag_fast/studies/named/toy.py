@@ -59,7 +59,8 @@ TOY_STUDY = Study(
         LandscapeShow(),
     ),
     choices="The paper gives the reward and that no action of the data is nearer to 0 than 0.5. "
-    "Here actions are uniform on 0.5 < |a| ≤ 1 and positive in 80 % of the cases: with equal "
-    "sides a model that answers with the mean would be at the optimum by accident. η is a length, "
+    "Here actions are uniform on 0.5 < |a| ≤ 1 and positive in 95 % of the cases: a model that "
+    "answers with the mean is at the edge of the data then; with equal sides it would be at the "
+    "optimum by accident. η is a length, "
     "0.1, and n = 10.",
 )

@@ -86,14 +86,18 @@ struct Heads {
 
 constexpr int most_length = 128;  // of Attention
 
-// Causal attention, see simd/attention.h. probabilities [batch, heads, length, length] connect the
-// forward pass, which writes out and them, with the backward pass, which writes by_query, by_key and
-// by_value. width is a multiple of 16.
+// Attention, see simd/attention.h. probabilities [batch, heads, length, length] connect the forward
+// pass, which writes out and them, with the backward pass, which writes by_query, by_key and
+// by_value. width is a multiple of 16. A byte of the mask [batch, heads, length, length], by strides
+// of the first three, is not 0 where a row may look; null is the causal mask.
 struct Attention {
   int batch, heads, length, width;
   float scale;
   Heads query, key, value, out, by_out, by_query, by_key, by_value;
   float* probabilities;
+  const uint8_t* mask;
+  ptrdiff_t mask_batch, mask_head, mask_row;
+  Dropout dropout;
 };
 
 struct LambTensor {

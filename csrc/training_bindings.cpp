@@ -131,16 +131,20 @@ void run_gelu(uintptr_t x, uintptr_t value, uintptr_t slope, int64_t elements, i
   with.gelu(at<const float>(x), at<float>(value), at<float>(slope), elements, threads);
 }
 
+Dropout dropout_of(uint64_t seed, double probability) {
+  return {seed, static_cast<uint32_t>(probability * 4294967296.0),
+          static_cast<float>(1.0 / (1.0 - probability))};
+}
+
 void run_dropout(uintptr_t x, uintptr_t out, int64_t elements, uint64_t seed, double probability,
                  int threads) {
   const TrainingKernels& with = training_kernels();
-  const Dropout how{seed, static_cast<uint32_t>(probability * 4294967296.0),
-                    static_cast<float>(1.0 / (1.0 - probability))};
+  const Dropout how = dropout_of(seed, probability);
   const py::gil_scoped_release released;
   with.dropout(at<const float>(x), at<float>(out), elements, how, threads);
 }
 
-using HeadStrides = std::array<int64_t, 4>;  // address, and the strides of Heads
+using HeadStrides = std::array<int64_t, 4>;  // address, and the strides of Heads or of a mask
 
 Heads heads_at(const HeadStrides& of) {
   return {at<float>(static_cast<uintptr_t>(of[0])), static_cast<ptrdiff_t>(of[1]),
@@ -149,7 +153,8 @@ Heads heads_at(const HeadStrides& of) {
 
 // tensors: query, key, value, out; for the backward pass by_out, by_query, by_key, by_value besides.
 void run_attend(const std::array<int, 4>& sizes, const std::vector<HeadStrides>& tensors,
-                uintptr_t probabilities, int threads) {
+                uintptr_t probabilities, const HeadStrides& mask, uint64_t seed,
+                double probability, int threads) {
   const TrainingKernels& with = training_kernels();
   if (tensors.size() != 4 && tensors.size() != 8)
     throw py::value_error("tensors: expected 4, or 8 for the backward pass");
@@ -160,7 +165,10 @@ void run_attend(const std::array<int, 4>& sizes, const std::vector<HeadStrides>&
   const Attention attention{
       sizes[0], sizes[1], sizes[2], sizes[3], 1.0f / std::sqrt(static_cast<float>(sizes[3])),
       heads[0], heads[1], heads[2], heads[3], heads[4],
-      heads[5], heads[6], heads[7], at<float>(probabilities)};
+      heads[5], heads[6], heads[7], at<float>(probabilities),
+      at<const uint8_t>(static_cast<uintptr_t>(mask[0])), static_cast<ptrdiff_t>(mask[1]),
+      static_cast<ptrdiff_t>(mask[2]), static_cast<ptrdiff_t>(mask[3]),
+      dropout_of(seed, probability)};
   const py::gil_scoped_release released;
   with.attend(attention, tensors.size() == 8, threads);
 }
@@ -194,7 +202,8 @@ void bind_training(py::module_& module) {
   module.def("dropout", &run_dropout, py::arg("x"), py::arg("out"), py::arg("elements"),
              py::arg("seed"), py::arg("probability"), py::arg("threads"));
   module.def("attend", &run_attend, py::arg("sizes"), py::arg("tensors"),
-             py::arg("probabilities"), py::arg("threads"));
+             py::arg("probabilities"), py::arg("mask"), py::arg("seed"), py::arg("probability"),
+             py::arg("threads"));
   module.def("lamb_step", &run_lamb, py::arg("tensors"), py::arg("numbers"), py::arg("threads"));
   py::class_<IqlTrainer>(module, "IqlTrainer")
       .def(py::init<int, int, int, const std::vector<int>&, int, float, float, float, float, bool,

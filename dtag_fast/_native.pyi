@@ -150,12 +150,17 @@ def attend(
     sizes: tuple[int, int, int, int],
     tensors: Sequence[tuple[int, int, int, int]],
     probabilities: int,
+    mask: tuple[int, int, int, int],
+    seed: int,
+    probability: float,
     threads: int,
 ) -> None:
-    """Causal attention of [batch, heads, length, width] = sizes, or its derivatives.
+    """Attention of [batch, heads, length, width] = sizes, or its derivatives.
 
     tensors: query, key, value, out, and for the derivatives by_out, by_query, by_key, by_value;
-    each as its address and first three strides, the fourth being 1.
+    each as its address and first three strides, the fourth being 1; so the mask of bytes, not 0
+    where a row may look, where address 0 is the causal one. Dropout as `dropout` has it, on the
+    probabilities [batch, heads, length, length].
     """
 
 def lamb_step(

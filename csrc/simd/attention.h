@@ -1,87 +1,34 @@
-// Causal self-attention over short sequences, a head at a time, and its derivatives.
+// Self-attention over short sequences, a head at a time, and its derivatives.
 //
-//   s_ij = scale q_i . k_j,  p_i = softmax(s_i0 ... s_ii),  out_i = sum over j <= i of p_ij v_j
-//   dp_ij = dout_i . v_j,  ds_ij = p_ij (dp_ij - sum over k of p_ik dp_ik)
-//   dq_i = scale sum ds_ij k_j,  dk_j = scale sum ds_ij q_i,  dv_j = sum p_ij dout_i
+//   s_ij = scale q_i . k_j,  p_i = softmax of the s_ij that i may see,  out_i = sum keep_ij p_ij v_j
+//   dp_ij = keep_ij dout_i . v_j,  ds_ij = p_ij (dp_ij - sum over k of p_ik dp_ik)
+//   dq_i = scale sum ds_ij k_j,  dk_j = scale sum ds_ij q_i,  dv_j = sum keep_ij p_ij dout_i
+//
+// i sees the j that the mask says, or without one those up to i; who sees none gets zeros, as from
+// torch. keep is dropout's factor, by the number of the probability in the tensor of all.
 #pragma once
 
 #include "../phases.h"
 #include "../training.h"
 #include "activations.h"
+#include "pointwise.h"
 #include "product.h"
 
 namespace dtag {
 inline namespace DTAG_TARGET {
 
-// Rows of one head: row i is data + i * stride.
-struct HeadRows {
-  float* data;
-  ptrdiff_t stride;
-
-  float* operator[](int i) const { return data + i * stride; }
-};
-
-// to [vectors] = sum over j < count of weights[j * step] * from[j] [vectors]
-template <int vectors>
-inline void combine_part(float* to, const float* weights, ptrdiff_t step, const float* from,
-                         ptrdiff_t stride, int count) {
-  Vec sum[vectors];
-  DTAG_UNROLL
-  for (int v = 0; v < vectors; ++v) sum[v] = zero();
-  for (int j = 0; j < count; ++j) {
-    const Vec weight = broadcast(weights[j * step]);
-    DTAG_UNROLL
-    for (int v = 0; v < vectors; ++v)
-      sum[v] = fma(weight, load(from + j * stride + v * Vec::lanes), sum[v]);
-  }
-  DTAG_UNROLL
-  for (int v = 0; v < vectors; ++v) store(to + v * Vec::lanes, sum[v]);
+// to [width] += factor * from [width], width a multiple of 16
+inline void add_scaled(float* to, float factor, const float* from, int width) {
+  const Vec by = broadcast(factor);
+  for (int d = 0; d < width; d += Vec::lanes) store(to + d, fma(by, load(from + d), load(to + d)));
 }
 
-// The same for a width in sixteens.
-inline void combine(float* to, const float* weights, ptrdiff_t step, const float* from,
-                    ptrdiff_t stride, int count, int width) {
-  constexpr int narrow_part = 16, wide_part = 32;
-  int d = 0;
-  for (; d + wide_part <= width; d += wide_part)
-    combine_part<wide_part / Vec::lanes>(to + d, weights, step, from + d, stride, count);
-  if (d < width)
-    combine_part<narrow_part / Vec::lanes>(to + d, weights, step, from + d, stride, count);
+inline void clear(float* to, int width) {
+  for (int d = 0; d < width; d += Vec::lanes) store(to + d, zero());
 }
 
-// A row for each step, of so many columns that a multiple of 16 of them are there.
-constexpr int score_stride = most_length;
-static_assert(most_length % 16 == 0);
-
-// scores[i, j] = x_i . y_j for j <= i < length; columns up to the next multiple of 16 are written.
-inline void causal_scores(HeadRows x, HeadRows y, int length, int width, float* scores) {
-  constexpr int part = 16, vectors = part / Vec::lanes;
-  alignas(64) float turned[part * part];  // [width, columns] of y
-  for (int first = 0; first < length; first += part)
-    for (int d = 0; d < width; d += part) {
-      for (int j = 0; j < part; ++j) {
-        const bool real = first + j < length;
-        for (int k = 0; k < part; ++k) turned[k * part + j] = real ? y[first + j][d + k] : 0.0f;
-      }
-      for (int i = first; i < length; ++i) {
-        float* const out = scores + i * score_stride + first;
-        const float* const row = x[i] + d;
-        Vec sum[vectors];
-        DTAG_UNROLL
-        for (int v = 0; v < vectors; ++v) sum[v] = d == 0 ? zero() : load(out + v * Vec::lanes);
-        DTAG_UNROLL
-        for (int k = 0; k < part; ++k) {
-          const Vec factor = broadcast(row[k]);
-          DTAG_UNROLL
-          for (int v = 0; v < vectors; ++v)
-            sum[v] = fma(factor, load(turned + k * part + v * Vec::lanes), sum[v]);
-        }
-        DTAG_UNROLL
-        for (int v = 0; v < vectors; ++v) store(out + v * Vec::lanes, sum[v]);
-      }
-    }
-}
-
+// Width is that of a head where the compiler is to know it, otherwise 0.
+template <int Width>
 class AttentionPass {
  public:
   AttentionPass(const Attention& attention, bool backward)
@@ -100,61 +47,116 @@ class AttentionPass {
 
  private:
   static constexpr int heads_an_item = 16;
+  static constexpr float unseen = -3e38f;
 
-  HeadRows rows(const Heads& of, int head) const {
-    return {of.data + head / a_.heads * of.batch + head % a_.heads * of.head, of.row};
+  // What a row sees lies from first to before end; all of it, where mask is null.
+  struct Seen {
+    int first, end;
+    const uint8_t* mask;
+  };
+
+  int width() const { return Width == 0 ? a_.width : Width; }
+
+  float* row(const Heads& of, int head, int i) const {
+    return of.data + head / a_.heads * of.batch + head % a_.heads * of.head + i * of.row;
   }
-  float* probabilities(int head) const {
-    return a_.probabilities + static_cast<size_t>(head) * a_.length * a_.length;
+  size_t number(int head, int i) const {  // of the row's first probability
+    return (static_cast<size_t>(head) * a_.length + i) * a_.length;
+  }
+
+  Seen seen(int head, int i) const {
+    if (a_.mask == nullptr) return {0, i + 1, nullptr};
+    const uint8_t* const mask =
+        a_.mask + head / a_.heads * a_.mask_batch + head % a_.heads * a_.mask_head + i * a_.mask_row;
+    int first = 0, end = a_.length;
+    while (first < end && mask[first] == 0) ++first;
+    while (end > first && mask[end - 1] == 0) --end;
+    int count = 0;
+    for (int j = first; j < end; ++j) count += mask[j] != 0;
+    return {first, end, count == end - first ? nullptr : mask};
+  }
+
+  // keep [length] of a row
+  void draw(int head, int i, const Seen& in, float* __restrict keep) const {
+    const uint32_t start = static_cast<uint32_t>(number(head, i)), threshold = a_.dropout.threshold;
+    const uint64_t seed = a_.dropout.seed;
+    const float scale = a_.dropout.scale;
+    for (int j = in.first; j < in.end; ++j)
+      keep[j] = hashed(start + static_cast<uint32_t>(j), seed) < threshold ? 0.0f : scale;
+  }
+
+  // to [width] = sum over what is seen of factor_j from_j
+  void weighted_sum(float* to, const float* factor, const Heads& from, int head,
+                    const Seen& in) const {
+    const float* const rows = row(from, head, 0);
+    for (int d = 0; d < width(); d += Vec::lanes) {
+      Vec total[4] = {zero(), zero(), zero(), zero()};  // so that no sum waits for the one before
+      int j = in.first;
+      for (; j + 4 <= in.end; j += 4)
+        for (int k = 0; k < 4; ++k)
+          total[k] = fma(broadcast(factor[j + k]), load(rows + (j + k) * from.row + d), total[k]);
+      for (; j < in.end; ++j)
+        total[0] = fma(broadcast(factor[j]), load(rows + j * from.row + d), total[0]);
+      store(to + d, (total[0] + total[1]) + (total[2] + total[3]));
+    }
   }
 
   void attend(int head) const {
-    alignas(64) float scores[most_length * score_stride];
-    const HeadRows value = rows(a_.value, head), out = rows(a_.out, head);
-    causal_scores(rows(a_.query, head), rows(a_.key, head), a_.length, a_.width, scores);
+    float s[most_length + Vec::lanes], keep[most_length];
     for (int i = 0; i < a_.length; ++i) {
-      float* const s = scores + i * score_stride;
-      float most = -3e38f;
-      for (int j = 0; j <= i; ++j) {
-        s[j] *= a_.scale;
+      const Seen in = seen(head, i);
+      const float* const q = row(a_.query, head, i);
+      float most = unseen;
+      for (int j = in.first; j < in.end; ++j) {
+        s[j] = a_.scale * inner(q, row(a_.key, head, j), width());
+        if (in.mask != nullptr && in.mask[j] == 0) s[j] = unseen;
         most = s[j] > most ? s[j] : most;
       }
-      for (int j = i + 1; j % 16 != 0; ++j) s[j] = -3e38f;
+      for (int j = in.end; j < in.end + Vec::lanes; ++j) s[j] = unseen;
       Vec total = zero();
-      for (int j = 0; j <= i; j += Vec::lanes) {
+      for (int j = in.first; j < in.end; j += Vec::lanes) {
         const Vec e = exp(load(s + j) - broadcast(most));
         total = total + e;
         store(s + j, e);
       }
       const float share = 1.0f / sum(total);
-      float* const p = probabilities(head) + static_cast<size_t>(i) * a_.length;
-      for (int j = 0; j <= i; ++j) p[j] = s[j] * share;
-      combine(out[i], p, 1, value[0], value.stride, i + 1, a_.width);
+      float* const p = a_.probabilities + number(head, i);
+      for (int j = in.first; j < in.end; ++j) p[j] = s[j] = s[j] * share;
+      if (a_.dropout.threshold != 0) {
+        draw(head, i, in, keep);
+        for (int j = in.first; j < in.end; ++j) s[j] *= keep[j];
+      }
+      weighted_sum(row(a_.out, head, i), s, a_.value, head, in);
     }
   }
 
   void differentiate(int head) const {
-    alignas(64) float by_score[most_length * score_stride];
-    const HeadRows query = rows(a_.query, head), key = rows(a_.key, head);
-    const HeadRows value = rows(a_.value, head), by_out = rows(a_.by_out, head);
-    const HeadRows by_query = rows(a_.by_query, head), by_key = rows(a_.by_key, head);
-    const HeadRows by_value = rows(a_.by_value, head);
-    const float* const p = probabilities(head);
-    causal_scores(by_out, value, a_.length, a_.width, by_score);  // dp, to begin with
-    for (int i = 0; i < a_.length; ++i) {
-      const float* const own = p + static_cast<size_t>(i) * a_.length;
-      float* const by_own = by_score + i * score_stride;
-      float mean = 0.0f;
-      for (int j = 0; j <= i; ++j) mean += own[j] * by_own[j];
-      for (int j = 0; j <= i; ++j) by_own[j] = a_.scale * own[j] * (by_own[j] - mean);
-      combine(by_query[i], by_own, 1, key[0], key.stride, i + 1, a_.width);
-    }
+    float by_s[most_length], dropped[most_length], keep[most_length];
     for (int j = 0; j < a_.length; ++j) {
-      const int count = a_.length - j;  // those steps that see step j
-      combine(by_key[j], by_score + j * score_stride + j, score_stride, query[j], query.stride,
-              count, a_.width);
-      combine(by_value[j], p + static_cast<size_t>(j) * a_.length + j, a_.length, by_out[j],
-              by_out.stride, count, a_.width);
+      clear(row(a_.by_key, head, j), width());
+      clear(row(a_.by_value, head, j), width());
+      keep[j] = 1.0f;
+    }
+    for (int i = 0; i < a_.length; ++i) {
+      const Seen in = seen(head, i);
+      const float* const p = a_.probabilities + number(head, i);
+      const float* const by_out = row(a_.by_out, head, i);
+      if (a_.dropout.threshold != 0) draw(head, i, in, keep);
+      float mean = 0.0f;
+      for (int j = in.first; j < in.end; ++j) {
+        by_s[j] = keep[j] * inner(by_out, row(a_.value, head, j), width());
+        mean += p[j] * by_s[j];
+      }
+      for (int j = in.first; j < in.end; ++j) {
+        by_s[j] = a_.scale * p[j] * (by_s[j] - mean);
+        dropped[j] = keep[j] * p[j];
+      }
+      const float* const q = row(a_.query, head, i);
+      weighted_sum(row(a_.by_query, head, i), by_s, a_.key, head, in);
+      for (int j = in.first; j < in.end; ++j) {
+        add_scaled(row(a_.by_key, head, j), by_s[j], q, width());
+        add_scaled(row(a_.by_value, head, j), dropped[j], by_out, width());
+      }
     }
   }
 
@@ -164,7 +166,14 @@ class AttentionPass {
 };
 
 inline void attend(const Attention& attention, bool backward, int threads) {
-  run_phases(threads, 1, AttentionPass(attention, backward));
+  if (attention.width == 16)
+    run_phases(threads, 1, AttentionPass<16>(attention, backward));
+  else if (attention.width == 32)
+    run_phases(threads, 1, AttentionPass<32>(attention, backward));
+  else if (attention.width == 64)
+    run_phases(threads, 1, AttentionPass<64>(attention, backward));
+  else
+    run_phases(threads, 1, AttentionPass<0>(attention, backward));
 }
 
 }  // namespace DTAG_TARGET

@@ -2,10 +2,10 @@
 
 Torch's matrix products on the CPU are MKL's, which on other makers' processors leaves half of a
 core's arithmetic unused; its dropout draws one number after the other. Inside `native_layers()`
-the same modules compute with csrc/simd/multiply.h and pointwise.h: linear layers, GELU and dropout,
-in float32, forward and backward. What they return agrees with torch to rounding, dropout apart,
-which drops other elements: they follow from one number of torch's generator per call, so that
-resuming stays exact.
+the same modules compute with csrc/simd/multiply.h, pointwise.h and attention.h: linear layers,
+GELU, dropout and attention, in float32, forward and backward. What they return agrees with torch to
+rounding, dropout apart, which drops other elements: they follow from one number of torch's
+generator per call, so that resuming stays exact.
 """
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ def _attention(
     wide = [x.float() for x in (query, key, value)]
     length, width = query.shape[-2:]
     short = length <= LONGEST and width % 16 == 0 and query.ndim == 4
-    if is_causal and attn_mask is None and dropout_p == 0.0 and short:
-        attended: Tensor = _CausalAttention.apply(*wide)  # type: ignore[no-untyped-call]
+    visible = is_causal if attn_mask is None else attn_mask.dtype == torch.bool and not is_causal
+    if visible and short and query.shape == key.shape == value.shape and 0.0 <= dropout_p < 1.0:
+        attended: Tensor = _Attention.apply(*wide, attn_mask, dropout_p)  # type: ignore[no-untyped-call]
     elif query.dtype == torch.bfloat16:  # in float32: torch's own takes ten times as long backward
         with torch.autocast("cpu", enabled=False):
             attended = F.scaled_dot_product_attention(
@@ -199,26 +200,35 @@ class _Gelu(torch.autograd.Function):
         return by_x
 
 
-class _CausalAttention(torch.autograd.Function):
-    """Of queries, keys and values [B, H, T, D], without dropout."""
+class _Attention(torch.autograd.Function):
+    """Of queries, keys and values [B, H, T, D]; mask like [B, H, T, T], None the causal one.
+
+    Dropout takes probabilities, and backward draws the same again, as in `_Dropout`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float
+    ) -> Tensor:
         tensors = [_without_gaps(x) for x in (query, key, value)]
         batch, heads, length, _ = query.shape
+        if mask is not None:
+            mask = _without_gaps(mask.expand(batch, heads, length, length))
         out = _of_steps(query)
         probabilities = torch.empty(batch, heads, length, length)
-        _attend(query.shape, [*tensors, out], probabilities)
-        ctx.save_for_backward(*tensors, probabilities)
+        ctx.p = p
+        ctx.seed = int(torch.randint(2**63 - 1, ())) if p > 0.0 else 0
+        _attend(query.shape, [*tensors, out], probabilities, mask, ctx)
+        ctx.save_for_backward(*tensors, probabilities, mask)
         return out
 
     @staticmethod
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, ...]:
-        query, key, value, probabilities = ctx.saved_tensors
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, probabilities, mask = ctx.saved_tensors
         found = tuple(_of_steps(query) for _ in range(3))
         by_out = _without_gaps(by_out)
-        _attend(query.shape, [query, key, value, by_out, by_out, *found], probabilities)
-        return found
+        _attend(query.shape, [query, key, value, by_out, by_out, *found], probabilities, mask, ctx)
+        return *found, None, None
 
 
 def _of_steps(x: Tensor) -> Tensor:
@@ -231,9 +241,22 @@ def _without_gaps(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _attend(shape: torch.Size, tensors: list[Tensor], probabilities: Tensor) -> None:
-    places = [(x.data_ptr(), *x.stride()[:3]) for x in tensors]
-    _load().attend(tuple(shape), places, probabilities.data_ptr(), torch.get_num_threads())
+def _attend(
+    shape: torch.Size, tensors: list[Tensor], probabilities: Tensor, mask: Tensor | None, ctx: Any
+) -> None:
+    _load().attend(
+        tuple(shape),
+        [_place(x) for x in tensors],
+        probabilities.data_ptr(),
+        (0, 0, 0, 0) if mask is None else _place(mask),
+        ctx.seed,
+        ctx.p,
+        torch.get_num_threads(),
+    )
+
+
+def _place(x: Tensor) -> tuple[int, ...]:
+    return x.data_ptr(), *x.stride()[:3]
 
 
 class _Dropout(torch.autograd.Function):

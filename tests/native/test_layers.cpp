@@ -156,10 +156,19 @@ struct HeadTensor {
 };
 
 void check_attention(Report& report, const TrainingKernels& with, int batch, int heads, int length,
-                     int width) {
+                     int width, bool masked) {
   Random random(static_cast<uint64_t>(length * 1000 + width));
-  Attention a{batch, heads, length, width, 1.0f / std::sqrt(static_cast<float>(width)),
-              {}, {}, {}, {}, {}, {}, {}, {}, nullptr};
+  Attention a{};
+  a.batch = batch, a.heads = heads, a.length = length, a.width = width;
+  a.scale = 1.0f / std::sqrt(static_cast<float>(width));
+  a.dropout = {0, 0, 1.0f};  // none
+  // One mask for all heads of a batch: half of all keys, for some rows none.
+  std::vector<uint8_t> mask(static_cast<size_t>(batch) * length * length);
+  for (uint8_t& seen : mask) seen = random.below(2) != 0;
+  if (masked) {
+    std::fill_n(mask.begin(), length, uint8_t{0});
+    a.mask = mask.data(), a.mask_batch = length * length, a.mask_row = length;
+  }
   const int gap = random.below(3);
   const auto filled = [&](float scale) {
     return HeadTensor(a, gap, drawn(random, HeadTensor::count(a, gap), scale));
@@ -190,15 +199,19 @@ void check_attention(Report& report, const TrainingKernels& with, int batch, int
       for (int i = 0; i < length; ++i) {
         double most = -1e300, total = 0.0, mean = 0.0;
         Doubles score(n), by_share(n);
-        for (int j = 0; j <= i; ++j)
+        std::vector<int> seen;
+        for (int j = 0; j < length; ++j)
+          if (masked ? mask[static_cast<size_t>((b * length + i) * length + j)] != 0 : j <= i)
+            seen.push_back(j);
+        for (const int j : seen)
           most = std::max(most, score[static_cast<size_t>(j)] = a.scale * dot(q, i, k, j));
-        for (int j = 0; j <= i; ++j) total += std::exp(score[static_cast<size_t>(j)] - most);
-        for (int j = 0; j <= i; ++j) {
+        for (const int j : seen) total += std::exp(score[static_cast<size_t>(j)] - most);
+        for (const int j : seen) {
           const size_t at = static_cast<size_t>(j);
           share[static_cast<size_t>(i)][at] = std::exp(score[at] - most) / total;
           mean += share[static_cast<size_t>(i)][at] * (by_share[at] = dot(by_out, i, v, j));
         }
-        for (int j = 0; j <= i; ++j) {
+        for (const int j : seen) {
           const size_t at = static_cast<size_t>(j);
           by_score[static_cast<size_t>(i)][at] =
               a.scale * share[static_cast<size_t>(i)][at] * (by_share[at] - mean);
@@ -220,7 +233,8 @@ void check_attention(Report& report, const TrainingKernels& with, int batch, int
       compare(backward, by_k, q, [&](size_t i, size_t j) { return by_score[j][i]; });
       compare(backward, by_v, by_out, [&](size_t i, size_t j) { return share[j][i]; });
     }
-  const std::string name = "attention " + sizes({batch, heads, length, width});
+  const std::string name = "attention " + sizes({batch, heads, length, width}) +
+                           (masked ? ", masked" : "");
   report.check(name, forward.worst(), 1e-5);
   report.check(name + " backward", backward.worst(), 2e-5);
   bool gaps = true;
@@ -297,11 +311,13 @@ void check_all(Report& report, const TrainingKernels& with) {
   check_products(report, with);
   check_gelu(report, with);
   check_dropout(report, with);
-  check_attention(report, with, 1, 1, 1, 16);
-  check_attention(report, with, 3, 2, 3, 48);
-  check_attention(report, with, 5, 7, 15, 16);  // more heads than an item of work has
-  check_attention(report, with, 2, 1, 17, 32);
-  check_attention(report, with, 1, 1, most_length, 16);
+  for (const bool masked : {false, true}) {
+    check_attention(report, with, 1, 1, 1, 16, masked);
+    check_attention(report, with, 3, 2, 3, 48, masked);
+    check_attention(report, with, 5, 7, 15, 16, masked);  // more heads than an item of work has
+    check_attention(report, with, 2, 1, 17, 32, masked);
+    check_attention(report, with, 1, 1, most_length, 16, masked);
+  }
   check_lamb(report, with, 0.0f);
   check_lamb(report, with, 0.01f);
 }

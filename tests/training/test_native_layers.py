@@ -115,6 +115,117 @@ def test_layers_and_their_gradients(isa: str, any_size: None, name: str) -> None
         assert_no_worse(x, y, z)
 
 
+def masked(visible: Tensor, p: float = 0.0) -> Callable[..., Tensor]:
+    """Attention with this mask, of inputs [B, H, T, D]."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p)
+
+    return attend
+
+
+def masks(batch: int, length: int) -> dict[str, Tensor]:
+    """Masks [B or 1, 1 or H, T, T] of the kinds that models have, and of others."""
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    real = torch.ones(batch, length, dtype=torch.bool)
+    left, right = real.clone(), real.clone()
+    for b in range(1, batch):
+        left[b, : min(5 * b, length - 1)] = right[b, max(length - 5 * b, 1) :] = False
+    left[-1] = False
+    itself = torch.eye(length, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(5)
+    any_of_all = torch.rand(batch, 2, length, length, generator=generator) < 0.5
+    any_of_all[0, 1, length // 2] = False
+    return {
+        "left": ((causal & left.unsqueeze(1)) | itself).unsqueeze(1),
+        "right": ((causal & right.unsqueeze(1)) | itself).unsqueeze(1),
+        "rows without keys": (causal & left.unsqueeze(1)).unsqueeze(1),
+        "only keys": left[1:2, None, None, :],
+        "sliding": (causal & ~causal.tril(-3))[None, None],
+        "a slice": torch.ones(batch, 1, length + 1, length + 1, dtype=torch.bool).tril()[
+            ..., :length, :length
+        ],
+        "transposed": any_of_all.transpose(2, 3),
+        "any": any_of_all,
+    }
+
+
+@pytest.mark.parametrize(("length", "width"), [(15, 16), (59, 32), (17, 64), (32, 48), (1, 16)])
+def test_attention_with_masks(isa: str, length: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    shape = (3, length, 2, width)
+    inputs = [torch.randn(*shape, generator=generator).transpose(1, 2) for _ in range(3)]
+    for name, visible in masks(3, length).items():
+        ours = value_and_gradients(masked(visible), inputs, native=True)
+        torchs = value_and_gradients(masked(visible), inputs, native=False)
+        exact = value_and_gradients(masked(visible), [x.double() for x in inputs], native=False)
+        assert length == 1 or any(
+            not torch.equal(x, y) for x, y in zip(ours, torchs, strict=True)
+        ), f"{name}: torch's own ran"
+        for x, y, z in zip(ours, torchs, exact, strict=True):
+            assert bool(x.isfinite().all()), name
+            assert_no_worse(x, y, z)
+
+
+def test_other_masks_are_torchs() -> None:
+    x = torch.randn(2, 2, 15, 16, requires_grad=True)
+    bias = torch.randn(15, 15)
+    with native_layers.native_layers(True):
+        ours = F.scaled_dot_product_attention(x, x, x, attn_mask=bias)
+        shorter = F.scaled_dot_product_attention(x[:, :, -1:], x, x)
+    assert torch.equal(ours, F.scaled_dot_product_attention(x, x, x, attn_mask=bias))
+    assert torch.equal(shorter, F.scaled_dot_product_attention(x[:, :, -1:], x, x))
+
+
+def dropped_attention(
+    inputs: list[Tensor], visible: Tensor, p: float, threads: int = 1
+) -> list[Tensor]:
+    """The result and the gradients, always with the same numbers drawn."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(11)
+        return value_and_gradients(masked(visible, p), inputs, native=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_dropout_of_attention(isa: str) -> None:
+    """Values that are unit vectors give the probabilities that are left."""
+    batch, heads, length, p = 40, 4, 32, 0.3
+    visible = masks(batch, length)["left"]
+    generator = torch.Generator().manual_seed(3)
+    query, key = (torch.randn(batch, heads, length, 32, generator=generator) for _ in range(2))
+    value = torch.eye(32).expand(batch, heads, 32, 32)
+    whole = dropped_attention([query, key, value], visible, 0.0)[0]
+    ours = dropped_attention([query, key, value], visible, p)
+    seen = visible.expand_as(whole)
+    kept = ours[0] != 0
+    assert not bool(kept[~seen].any())
+    torch.testing.assert_close(ours[0][kept], whole[kept] / (1 - p))
+    count = int(seen.sum())
+    off = 5 * (p * (1 - p) / count) ** 0.5
+    assert float((~kept)[seen].double().mean()) == pytest.approx(p, abs=off)
+    assert 0.65 < float(kept[0, 0][seen[0, 0]].double().mean()) < 0.75
+
+    # The same function by torch, with these factors
+    def by_hand(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scores = (query @ key.transpose(2, 3) / 32**0.5).masked_fill(~visible, -torch.inf)
+        out: Tensor = (scores.softmax(dim=-1) * (kept / (1 - p)).to(scores.dtype)) @ value
+        return out
+
+    exact, torchs = (
+        value_and_gradients(by_hand, [x.to(dtype) for x in (query, key, value)], native=False)
+        for dtype in (torch.float64, torch.float32)
+    )
+    for x, y, z in zip(ours, torchs, exact, strict=True):
+        assert_no_worse(x, y, z)
+    for x, y in zip(
+        ours, dropped_attention([query, key, value], visible, p, threads=2), strict=True
+    ):
+        assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_dropout(isa: str, any_size: None, swapped: bool) -> None:
     p, x = 0.3, torch.rand(10, 20, 30, 41) + 1
@@ -203,8 +314,11 @@ def test_the_curve_of_the_loss_is_torchs(any_size: None, toy_data: Trajectories,
     assert curves[1][-5:].mean() < 0.9 * curves[1][0]
 
 
-def test_resuming_is_exact(any_size: None, toy_data: Trajectories, tmp_path: Path) -> None:
-    config = policy_config("reinformer", 0.2, threads=1)
+@pytest.mark.parametrize("kind", ["reinformer", "dt"])
+def test_resuming_is_exact(
+    any_size: None, toy_data: Trajectories, tmp_path: Path, kind: str
+) -> None:
+    config = policy_config(kind, 0.2, threads=1)
     train_policy(toy_data, config, tmp_path / "whole")
     train_policy(toy_data, dataclasses.replace(config, steps=13), tmp_path / "parts")
     train_policy(toy_data, config, tmp_path / "parts", resume=True)

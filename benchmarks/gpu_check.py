@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -222,12 +224,12 @@ def sanitized_cases() -> int:
 
     for hidden, action_dim in (((40, 20), 3), ((150, 60), 6), ((30,), 2), ((100, 10), 32)):
         critic = random_critic(hidden=hidden, action_dim=action_dim).cuda()
-        packed = cuda.pack(critic)
+        packings = [cuda.pack(critic, precision) for precision in ("fp32", "tf32x3")]
         observations, actions = (array.cuda() for array in random_batch(critic, 9, 2))
         observations[4, 0] = float("nan")
         for step_size in (0.3, 4.0):
             options = Refiner(critic, backend="reference", step_size=step_size).options
-            for kernel in gpu_latency.kernels(critic):
+            for packed, kernel in itertools.product(packings, gpu_latency.kernels(critic)):
                 cuda.run(packed, observations, actions, options, kernel=kernel)
     torch.cuda.synchronize()
     return 0

@@ -79,7 +79,8 @@ def cases(quick: bool = False) -> list[Timed]:
         return [Timed(case) for case in chosen[:1]]
     more = [at(STANDING, 64), at(STANDING, 1024), at(HOPPER, 1), at(HOPPER, 256), at(WIDEST, 1)]
     bf16 = [Timed(at(STANDING, batch), "bf16") for batch in (1, 4096)]
-    return [*map(Timed, chosen), *bf16, *map(Timed, more)]
+    tf32x3 = [Timed(at(case, batch), "tf32x3") for case in (STANDING, WIDEST) for batch in (1, 256)]
+    return [*map(Timed, chosen), *bf16, *tf32x3, *map(Timed, more), Timed(at(WIDEST, 256))]
 
 
 @dataclass(frozen=True)

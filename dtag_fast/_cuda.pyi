@@ -17,7 +17,7 @@ class PackedCritic:
         heads: int,
         hidden: Sequence[int],
         negative_slope: float,
-        bf16: bool,
+        precision: str,
         addresses: Mapping[str, int],
     ) -> None: ...
 
@@ -39,7 +39,9 @@ class Options:
         gradient: str,
     ) -> None: ...
 
-def layout(action_dim: int, heads: int, hidden: Sequence[int]) -> tuple[int, int, int, int]:
+def layout(
+    action_dim: int, heads: int, hidden: Sequence[int], precision: str = "fp32"
+) -> tuple[int, int, int, int]:
     """The action dimensions of the kernel for these sizes, how long its rows of weights for the
     action are, the padded width of a hidden layer, and how many of its units lie in a group;
     ValueError where there is no kernel.

@@ -29,13 +29,20 @@ void check(const char* what, const char* error) {
   throw py::error_already_set();
 }
 
-Layout layout_of(int action_dim, int heads, const std::vector<int>& hidden) {
+Precision precision_of(const std::string& name) {
+  return word<Precision>("precision", name,
+                         {{"fp32", Precision::fp32},
+                          {"bf16", Precision::bf16},
+                          {"tf32x3", Precision::tf32x3}});
+}
+
+Layout layout_of(int action_dim, int heads, const std::vector<int>& hidden, Precision precision) {
   Layout layout;
   if (action_dim < 1 || heads < 1 || hidden.empty() || hidden.size() > 2 ||
       *std::min_element(hidden.begin(), hidden.end()) < 1)
     throw py::value_error("expected action_dim, heads and one or two hidden widths of at least 1");
   const char* const reason =
-      lay_out(action_dim, heads, *std::max_element(hidden.begin(), hidden.end()), &layout);
+      lay_out(action_dim, heads, *std::max_element(hidden.begin(), hidden.end()), precision, &layout);
   if (reason != nullptr) throw py::value_error(reason);
   return layout;
 }
@@ -48,10 +55,11 @@ const T* pointer(const std::map<std::string, uintptr_t>& addresses, const char* 
 }
 
 PackedCritic pack(int observation_dim, int action_dim, int heads, const std::vector<int>& hidden,
-                  float negative_slope, bool bf16,
+                  float negative_slope, const std::string& precision,
                   const std::map<std::string, uintptr_t>& addresses) {
   PackedCritic critic;
-  critic.layout = layout_of(action_dim, heads, hidden);
+  critic.precision = precision_of(precision);
+  critic.layout = layout_of(action_dim, heads, hidden, critic.precision);
   critic.observation_dim = observation_dim;
   critic.action_dim = action_dim;
   critic.heads = heads;
@@ -59,7 +67,6 @@ PackedCritic pack(int observation_dim, int action_dim, int heads, const std::vec
   critic.first_units = hidden.front();
   critic.top_units = hidden.back();
   critic.negative_slope = negative_slope;
-  critic.bf16 = bf16;
   critic.mean = pointer<float>(addresses, "mean");
   critic.std = pointer<float>(addresses, "std");
   critic.observation_weights = pointer<float>(addresses, "observation_weights");
@@ -148,7 +155,7 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
 
   py::class_<PackedCritic>(module, "PackedCritic")
       .def(py::init(&pack), py::kw_only(), py::arg("observation_dim"), py::arg("action_dim"),
-           py::arg("heads"), py::arg("hidden"), py::arg("negative_slope"), py::arg("bf16"),
+           py::arg("heads"), py::arg("hidden"), py::arg("negative_slope"), py::arg("precision"),
            py::arg("addresses"));
   py::class_<Settings>(module, "Options")
       .def(py::init(&settings), py::kw_only(), py::arg("steps"), py::arg("step_size"),
@@ -157,12 +164,12 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
 
   module.def(
       "layout",
-      [](int action_dim, int heads, const std::vector<int>& hidden) {
-        const Layout layout = layout_of(action_dim, heads, hidden);
+      [](int action_dim, int heads, const std::vector<int>& hidden, const std::string& precision) {
+        const Layout layout = layout_of(action_dim, heads, hidden, precision_of(precision));
         return py::make_tuple(layout.actions, row_stride(layout.actions), layout.width,
                               group_units);
       },
-      py::arg("action_dim"), py::arg("heads"), py::arg("hidden"));
+      py::arg("action_dim"), py::arg("heads"), py::arg("hidden"), py::arg("precision") = "fp32");
   module.def("why_not", [](int device) { return or_none(why_not(device)); }, py::arg("device"));
   module.def(
       "prepare",

@@ -23,10 +23,11 @@ DTAG_BOTH uint32_t builds_of(const float* shared, const SharedLayout& at) {
 
 // One hidden unit's part of the maps of all rows, thread < E * P. shared(r): the memory of row r's
 // team; handover [together, E, P / 64, 1 + actions, 64].
-template <int actions, int together, typename Weight, typename Shared>
+template <int actions, int together, typename Precision, typename Shared>
 DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* handover) {
   const PackedCritic& critic = job.critic;
   const SharedLayout& at = job.shared;
+  using Weight = typename Precision::Weight;
   constexpr int ahead = 4;
   const int width = critic.layout.width;
   const int e = thread / width, j = thread % width;
@@ -108,10 +109,11 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
 //   sync()             as a team's, for the block
 //   shared(r)          the memory of a team
 //   handover()         [together, E, P / 64, 1 + actions, 64]
-template <int actions, int together, typename Weight, typename Block>
+template <int actions, int together, typename Precision, typename Block>
 DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   static_assert(together == 1 || together == units_per_thread(actions),
                 "a thread of the block has one hidden unit");
+  static_assert(together == 1 || !Precision::tiles, "tiles build a row at a time");
   const PackedCritic& critic = job.critic;
   const SharedLayout& at = job.shared;
   for (int64_t first = block.index() * together; first < job.rows;
@@ -126,7 +128,7 @@ DTAG_BOTH void refine_rows(Block& block, const Job& job) {
       block.sync();
       if (critic.hidden_layers == 2)
         block.threads([&](int thread) DTAG_INLINED {
-          build_together<actions, together, Weight>(
+          build_together<actions, together, Precision>(
               job, thread, [&](int r) { return block.shared(r); }, block.handover());
         });
       block.sync();

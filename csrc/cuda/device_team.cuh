@@ -51,6 +51,30 @@ __device__ __forceinline__ void sum_warp(const float* values, int lane, Give giv
   if (lane % (warp_size / padded) == 0 && index < count) give(index, v[0]);
 }
 
+// A warp that multiplies tiles; see tiles.h.
+template <typename State>
+struct DeviceWarp {
+  State lane;
+
+  template <typename F>
+  __device__ __forceinline__ void each(F f) {
+    f(lane, threadIdx.x % warp_size);
+  }
+
+  // d += a * b
+  template <typename A, typename B>
+  __device__ __forceinline__ void multiply(A a_of, B b_of) {
+    const float(&a)[4] = a_of(lane);
+    const float(&b)[2] = b_of(lane);
+    float(&d)[4] = lane.d;
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+  }
+};
+
 // The bits 0, 2, 4, ... of a word, together.
 __device__ __forceinline__ uint32_t even_bits(uint32_t x) {
   x &= 0x55555555u;
@@ -145,6 +169,12 @@ class DeviceTeam {
       sum_warp<1>(values + actions, lane_index(), [&](int, float sum) { push(to + actions, sum); });
   }
 
+  template <typename State, typename F>
+  __device__ __forceinline__ void warps(F f) const {
+    DeviceWarp<State> warp;
+    f(warp, head_, t_ / warp_size * warp_size * units);
+  }
+
   template <typename F>
   __device__ __forceinline__ void lanes(F f) {
     f(lane_, lane_index());
@@ -199,7 +229,7 @@ class DeviceTeam {
 };
 
 // blocks: of a team, 1 or a cluster's; together: teams of a block.
-template <int actions, int together, int blocks, typename Weight>
+template <int actions, int together, int blocks, typename Precision>
 class DeviceBlock {
  public:
   static constexpr Span span = blocks > 1     ? Span::cluster
@@ -238,7 +268,7 @@ class DeviceBlock {
   float* shared_;
   const SharedLayout& at_;
   int team_threads_, index_;
-  Walk<actions, Weight, Team> walk_;
+  Walk<actions, Precision, Team> walk_;
 };
 
 }  // namespace dtag::cuda

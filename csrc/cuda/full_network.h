@@ -9,12 +9,13 @@
 
 namespace dtag::cuda {
 
-template <int actions, typename Weight, typename Team>
-class FullNetwork : public Region<actions, Weight, Team> {
+template <int actions, typename Precision, typename Team>
+class FullNetwork : public Region<actions, Precision, Team> {
  public:
-  using Base = Region<actions, Weight, Team>;
+  using Base = Region<actions, Precision, Team>;
   using Base::Base;
   using typename Base::Unit;
+  using typename Base::Weight;
   static constexpr int units = Base::units;
 
  protected:

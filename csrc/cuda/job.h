@@ -23,7 +23,15 @@ namespace dtag::cuda {
 
 constexpr int warp_size = 32;
 constexpr int most_actions = 32;   // one lane of a warp holds one dimension of the action
-constexpr int most_threads = 384;  // of a row
+constexpr int most_threads = 384;  // of a row, in a block
+constexpr int most_threads_of_tiles = 256;  // where maps are built by tiles.h
+
+// fp32; bf16: weight and transposed hold bfloat16; tf32x3: maps are built by tensor cores, tiles.h.
+enum class Precision { fp32, bf16, tf32x3 };
+
+DTAG_BOTH constexpr int most_threads_of(Precision precision) {
+  return precision == Precision::tf32x3 ? most_threads_of_tiles : most_threads;
+}
 
 // The shapes there are kernels for. `actions` is the number of action dimensions that a kernel has
 // registers for; unused ones are zeros. A thread holds four hidden units, or two where more dimensions
@@ -46,20 +54,41 @@ struct Layout {
 };
 
 // Null, or why there is no kernel for the shape.
-inline const char* lay_out(int action_dim, int heads, int widest, Layout* layout) {
+inline const char* lay_out(int action_dim, int heads, int widest, Precision precision,
+                           Layout* layout) {
   if (action_dim > most_actions) return "it takes up to 32 action dimensions";
   for (const int actions : kernel_actions) {
     if (actions < action_dim) continue;
     const int units = units_per_thread(actions);
     const int threads = (widest + units * warp_size - 1) / (units * warp_size) * warp_size;
-    if (static_cast<int64_t>(heads) * threads > most_threads) break;
+    if (static_cast<int64_t>(heads) * threads > most_threads_of(precision)) break;
     *layout = {actions, units, threads, threads * units};
     return nullptr;
   }
+  if (precision == Precision::tf32x3)
+    return action_dim <= 8
+               ? "with precision tf32x3 heads times hidden units, padded to multiples of 128, may "
+                 "be 1024"
+               : "with precision tf32x3 and more than 8 action dimensions heads times hidden units, "
+                 "padded to multiples of 64, may be 512";
   return action_dim <= 8 ? "heads times hidden units, padded to multiples of 128, may be 1536"
                          : "with more than 8 action dimensions heads times hidden units, padded to "
                            "multiples of 64, may be 768";
 }
+
+// Of kernels: what weight and transposed hold, and how maps are built.
+struct Fp32 {
+  using Weight = float;
+  static constexpr bool tiles = false;
+};
+struct Bf16 {
+  using Weight = uint16_t;
+  static constexpr bool tiles = false;
+};
+struct Tf32x3 {
+  using Weight = float;
+  static constexpr bool tiles = true;
+};
 
 struct PackedCritic {
   int observation_dim = 0;
@@ -69,7 +98,7 @@ struct PackedCritic {
   int first_units = 0;    // H_1
   int top_units = 0;      // H_2, or H_1 where there is no other
   float negative_slope = 0.0f;  // 0 for ReLU
-  bool bf16 = false;            // weight and transposed hold bfloat16
+  Precision precision = Precision::fp32;
   Layout layout = {};
   const float* mean = nullptr;                 // [S]
   const float* std = nullptr;                  // [S]
@@ -88,8 +117,9 @@ struct PackedCritic {
 // Null, or why a cluster cannot take the critic.
 inline const char* why_no_cluster(const PackedCritic& critic) {
   if (critic.heads % blocks_of_cluster != 0) return "a cluster takes an even number of heads";
-  if (critic.heads / blocks_of_cluster * (critic.layout.width / units_in_cluster) > most_threads)
-    return "in a cluster heads times hidden units, padded, may be 1536";
+  if (critic.heads / blocks_of_cluster * (critic.layout.width / units_in_cluster) >
+      most_threads_of(critic.precision))
+    return "heads times hidden units are too many for a cluster";
   return nullptr;
 }
 
@@ -124,6 +154,8 @@ struct SharedLayout {
   int partial;      // [2, E, warps, 1 + actions], sums of a warp: q, then the gradient
   int words;        // [2, E, words]
   int builds;       // [1], an integer: whether the row has a map to build with others
+  int map;          // [E, P / 64, 1 + actions, 64], where tiles are to build it
+  int passing;      // [E, P], integers: the units that pass, one after the other, of each head
   int floats;       // of all
 
   SharedLayout(const PackedCritic& critic, int units) {
@@ -139,7 +171,9 @@ struct SharedLayout {
     partial = slope + all;
     words = partial + 2 * critic.heads * warps_per_head * (1 + layout.actions);
     builds = words + 2 * critic.heads * words_per_head;
-    floats = (builds + 1 + 3) / 4 * 4;
+    map = (builds + 1 + 3) / 4 * 4;
+    passing = hidden;  // needed by the full network alone
+    floats = map + (critic.precision == Precision::tf32x3 ? (1 + layout.actions) * all : 0);
   }
 };
 

@@ -26,7 +26,7 @@ const KernelsOf::Kinds* kernels_for(const PackedCritic& critic) {
                                       kernels_of<8>(),  kernels_of<12>(), kernels_of<17>(),
                                       kernels_of<24>(), kernels_of<32>()};
   for (const KernelsOf& of : kernels)
-    if (of.actions == critic.layout.actions) return &of.kinds[critic.bf16];
+    if (of.actions == critic.layout.actions) return &of.kinds[static_cast<int>(critic.precision)];
   return nullptr;
 }
 

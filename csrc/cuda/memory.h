@@ -93,6 +93,16 @@ DTAG_BOTH void stream(const uint16_t* from, float (&into)[count]) {
   for (int i = 0; i < count; ++i) into[i] = from_bfloat16(raw[i]);
 }
 
+// Four aligned neighbours.
+DTAG_BOTH void stream_four(const float* from, float (&into)[4]) {
+#ifdef __CUDA_ARCH__
+  const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
+  into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
+#else
+  for (int i = 0; i < 4; ++i) into[i] = from[i];
+#endif
+}
+
 // By the one thread that uses the counter; without waiting for what it was.
 DTAG_BOTH void add(int64_t* counter, int count) {
 #ifdef __CUDA_ARCH__
@@ -100,6 +110,14 @@ DTAG_BOTH void add(int64_t* counter, int count) {
             static_cast<unsigned long long>(count));
 #else
   *counter += count;
+#endif
+}
+
+DTAG_BOTH int bits_of(uint32_t word) {
+#ifdef __CUDA_ARCH__
+  return __popc(word);
+#else
+  return __builtin_popcount(word);
 #endif
 }
 

@@ -13,30 +13,33 @@
 #include "memory.h"
 #include "step.h"
 #include "team.h"
+#include "tiles.h"
 
 namespace dtag::cuda {
 
-template <int actions, typename Weight, typename Team>
+template <int actions, typename Precision, typename Team>
 class Region {
  public:
   static constexpr int units = Team::units;
   using Unit = Thread<actions, units>;
+  using Weight = typename Precision::Weight;
 
   DTAG_BOTH Region(const Team& team, const Job& job)
       : team_(team), job_(job), critic_(job.critic), at_(job.shared) {}
 
   DTAG_BOTH void take_map(const float* handover) {  // [E, P / 64, 1 + actions, 64]
-    team_.each([&](Unit& thread, int e, int t) {
-      const float* const from = handover + by_groups<1 + actions>(e, t);
-      for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)];
-      DTAG_UNROLLED
-      for (int a = 0; a < actions; ++a)
-        for (int u = 0; u < units; ++u)
-          thread.m[a][u] = from[(1 + a) * group_units + unit_at(u)];
-    });
+    team_.each([&](Unit& thread, int e, int t) { take_map_of(thread, handover, e, t); });
   }
 
  protected:
+  DTAG_BOTH void take_map_of(Unit& thread, const float* map, int e, int t) const {
+    const float* const from = map + by_groups<1 + actions>(e, t);
+    for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)];
+    DTAG_UNROLLED
+    for (int a = 0; a < actions; ++a)
+      for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * group_units + unit_at(u)];
+  }
+
   DTAG_BOTH int width() const { return critic_.layout.width; }
   // The first of a thread's units in an array [E, P].
   DTAG_BOTH int unit(int e, int t) const { return e * width() + Place<units>(t).unit(); }
@@ -145,8 +148,69 @@ class Region {
     return critic_.negative_slope == 0.0f ? words(side_)[index] : 0xffffffffu;
   }
 
-  // Bring the maps to the signs of the region: for each unit that changes, its row of W_2^T. Several
-  // rows are under way at once, since each takes hundreds of cycles to come.
+  // Bring the maps to the signs of the region.
+  DTAG_BOTH void bring_maps(bool from_nothing) {
+    if constexpr (Precision::tiles)
+      if (from_nothing) return build_by_tiles();
+    add_rows(from_nothing);
+  }
+
+  // Build the maps by tensor cores.
+  DTAG_BOTH void build_by_tiles() {
+    const int at_passing = at_.passing;
+    const auto word_of = [&](int e, int k) { return e * at_.words_per_head + k / 64 * 2 + k % 2; };
+    team_.each([&](Unit&, int e, int t) {  // the units that pass, in the order of words and bits
+      for (int u = 0; u < units; ++u) {
+        const int k = Place<units>(t).unit() + unit_at(u);
+        const int bit = k % group_units / 2;
+        const uint32_t word = passing(word_of(e, k));
+        if ((word >> bit & 1) == 0) continue;
+        int before = bits_of(word & ((1u << bit) - 1));
+        for (int i = e * at_.words_per_head; i < word_of(e, k); ++i) before += bits_of(passing(i));
+        reinterpret_cast<int*>(team_.shared())[at_passing + e * width() + before] = k;
+      }
+    });
+    team_.sync_block();
+    const auto unit_passing = [&](int e, int n) {
+      return reinterpret_cast<const int*>(team_.shared())[at_passing + e * width() + n];
+    };
+    multiply_by_tiles<1 + actions>(
+        team_,
+        [&](int e) {
+          int count = 0;
+          for (int i = 0; i < at_.words_per_head; ++i)
+            count += bits_of(passing(e * at_.words_per_head + i));
+          return count;
+        },
+        [&](int e, int n) {
+          return static_cast<const float*>(critic_.transposed) +
+                 (e * width() + unit_passing(e, n)) * width();
+        },
+        [&](int e, int n, int column) {
+          const int k = unit_passing(e, n);
+          const bool active = words(side_)[word_of(e, k)] >> k % group_units / 2 & 1;
+          const float x =
+              column == 0
+                  ? team_.shared()[at_.base + e * width() + k]
+                  : critic_.action_rows[(e * width() + k) * row_stride(actions) + column - 1];
+          return (active ? 1.0f : critic_.negative_slope) * x;
+        },
+        [&](int e, int unit, int column, float sum) {
+          const int group = e * (width() / group_units) + unit / group_units;
+          const int to = (group * (1 + actions) + column) * group_units + unit % group_units;
+          team_.shared()[at_.map + to] = sum;
+        });
+    team_.sync_block();
+    team_.each([&](Unit& thread, int e, int t) {
+      float bias[units];
+      load<units>(critic_.second_bias + unit(e, t), bias);
+      take_map_of(thread, team_.shared() + at_.map, e, t);
+      for (int u = 0; u < units; ++u) thread.c[u] += bias[u];
+    });
+  }
+
+  // For each unit that changes, its row of W_2^T. Several rows are under way at once, since each takes
+  // hundreds of cycles to come.
   DTAG_BOTH void add_rows(bool from_nothing) {
     constexpr int ahead = Team::rows_ahead;
     const float on = from_nothing ? 1.0f : 1.0f - critic_.negative_slope;

@@ -12,6 +12,8 @@
 //                       of every block's shared memory, `words` a head
 //   reduce(to, warps, f)  f(thread, head, t, values) gives 1 + actions values; a warp's sums to `to` of
 //                       every block's shared memory, `warps` a head
+//   warps<State>(f)     f(warp, head, first unit) by every warp: warp.each(g) is g(state, lane) by its
+//                       lanes, warp.multiply(a, b) adds to every lane's d the product of a tile
 //   lanes(f)            f(lane, index) by the 32 lanes, in every warp alike
 //   sum_lanes(f), all_lanes(f), pick(index, f)   over the lanes, or of one of them; to all
 //   count_bits(words, n, f)   the bits of f(word index), index < n; to all

@@ -9,34 +9,43 @@
 namespace dtag::cuda {
 namespace {
 
-template <int actions, int together, int blocks, typename Weight>
-__global__ void __launch_bounds__(together == 1 ? most_threads : 512)
+constexpr int most_threads_of(int together, bool tiles) {
+  return together > 1 ? 512 : tiles ? most_threads_of_tiles : most_threads;
+}
+// Left to itself the compiler spills registers of some kernels so that more blocks fit.
+constexpr int least_blocks(int blocks, bool tiles) { return tiles && blocks > 1 ? 1 : 0; }
+
+template <int actions, int together, int blocks, typename Precision>
+__global__ void __launch_bounds__(most_threads_of(together, Precision::tiles),
+                                  least_blocks(blocks, Precision::tiles))
     walk_kernel(const __grid_constant__ Job job) {
 #if !DTAG_CLUSTERS
   if constexpr (blocks > 1) return;
 #endif
   extern __shared__ __align__(16) float shared[];
-  DeviceBlock<actions, together, blocks, Weight> block(job, shared);
-  refine_rows<actions, together, Weight>(block, job);
+  DeviceBlock<actions, together, blocks, Precision> block(job, shared);
+  refine_rows<actions, together, Precision>(block, job);
 }
 
-template <int actions, int together, int blocks, typename Weight>
+template <int actions, int together, int blocks, typename Precision>
 Kernel kernel() {
-  return {reinterpret_cast<const void*>(&walk_kernel<actions, together, blocks, Weight>),
+  return {reinterpret_cast<const void*>(&walk_kernel<actions, together, blocks, Precision>),
           together, blocks, blocks == 1 ? units_per_thread(actions) : units_in_cluster};
 }
 
-template <int actions, typename Weight>
+// Tiles build a row at a time.
+template <int actions, typename Precision>
 KernelsOf::Kinds kinds() {
-  return {kernel<actions, 1, 1, Weight>(), kernel<actions, rows_together(actions), 1, Weight>(),
-          kernel<actions, 1, blocks_of_cluster, Weight>()};
+  constexpr int together = Precision::tiles ? 1 : rows_together(actions);
+  return {kernel<actions, 1, 1, Precision>(), kernel<actions, together, 1, Precision>(),
+          kernel<actions, 1, blocks_of_cluster, Precision>()};
 }
 
 }  // namespace
 
 template <>
 KernelsOf kernels_of<DTAG_ACTIONS>() {
-  return {DTAG_ACTIONS, {kinds<DTAG_ACTIONS, float>(), kinds<DTAG_ACTIONS, uint16_t>()}};
+  return {DTAG_ACTIONS, {kinds<DTAG_ACTIONS, Fp32>(), kinds<DTAG_ACTIONS, Bf16>(), kinds<DTAG_ACTIONS, Tf32x3>()}};
 }
 
 }  // namespace dtag::cuda

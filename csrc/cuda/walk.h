@@ -19,10 +19,10 @@
 
 namespace dtag::cuda {
 
-template <int actions, typename Weight, typename Team>
-class Walk : public FullNetwork<actions, Weight, Team> {
+template <int actions, typename Precision, typename Team>
+class Walk : public FullNetwork<actions, Precision, Team> {
  public:
-  using Base = FullNetwork<actions, Weight, Team>;
+  using Base = FullNetwork<actions, Precision, Team>;
   using Base::Base;
 
   // Look at a row: its observation's share of z_1 and, for rows that are built together, the signs at
@@ -68,7 +68,7 @@ class Walk : public FullNetwork<actions, Weight, Team> {
   }
 
  private:
-  using Base::add_rows;
+  using Base::bring_maps;
   using Base::at_;
   using Base::critic_;
   using Base::evaluate_full;
@@ -152,7 +152,7 @@ class Walk : public FullNetwork<actions, Weight, Team> {
     const bool built = built_;
     built_ = false;
     if (places && !built) look_from_base();
-    if (critic_.hidden_layers == 2 && !built) add_rows(places);
+    if (critic_.hidden_layers == 2 && !built) bring_maps(places);
     if (places) settle();
   }
 

@@ -19,7 +19,7 @@ struct KernelsOf {
     Kernel cluster;  // a row a cluster; for compute capability 9.0 and above
   };
   int actions;
-  Kinds kinds[2];  // float32, bfloat16
+  Kinds kinds[3];  // by Precision
 };
 
 template <int actions>

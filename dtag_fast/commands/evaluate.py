@@ -55,8 +55,9 @@ class Refinement:
     algorithm: Literal["auto", "walk", "dense"] = "auto"
     """Of the cpu backend: from linear region to linear region, or the full network."""
 
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the weights between hidden layers: bf16 in the backends cpu and triton, tf32 in triton."""
+    precision: Literal["fp32", "tf32", "tf32x3", "bf16"] = "fp32"
+    """Of the weights between hidden layers: bf16 in the backends cpu, cuda and triton, tf32 in
+    triton, tf32x3 in cuda."""
 
     threads: int | None = None
     """The most that the cpu backend uses for a large batch; torch's number unless given."""

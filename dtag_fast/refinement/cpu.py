@@ -22,7 +22,7 @@ from dtag_fast import build_info
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.refinement.backends import FastCall
-from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
+from dtag_fast.refinement.execution import DEFAULT, TENSOR_CORES, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ def unsupported_reason(
                 f"it takes float32 weights on the CPU, and the critic's {name} is {tensor.dtype} "
                 f"on {tensor.device}"
             )
-    if execution.precision == "tf32":
-        return "it computes in float32, got precision='tf32', which tensor cores have"
+    if execution.precision in TENSOR_CORES:
+        named = f"precision={execution.precision!r}"
+        return f"it computes in float32, got {named}, which tensor cores have"
     if execution.algorithm == "walk":
         reason = _load().why_no_walk(critic.activation, len(critic.hidden), critic.layer_norm)
         if reason is not None:

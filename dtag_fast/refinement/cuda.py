@@ -76,11 +76,11 @@ def unsupported_reason(
     if len(devices) > 1:
         return f"it takes a critic on one device, got {', '.join(sorted(devices))}"
     if execution.precision == "tf32":
-        return "its precisions are fp32 and bf16, got precision='tf32'"
+        return "its precisions are fp32, tf32x3 and bf16, got precision='tf32'"
     if execution.threads is not None:
         return f"threads are the cpu backend's, got threads={execution.threads}"
     try:
-        _load().layout(critic.action_dim, critic.heads, critic.hidden)
+        _load().layout(critic.action_dim, critic.heads, critic.hidden, execution.precision)
     except ValueError as error:
         return (
             f"{error}; the critic has {critic.heads} heads, {critic.action_dim} action dimensions "
@@ -112,13 +112,16 @@ class Packed:
 def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     """A copy of the weights in the kernel's layouts, made on their device without waiting for it.
 
-    With "bf16" the weights between hidden layers are rounded to bfloat16. What lies beyond the
-    units of a layer is zero: P, the padded width, is made of whole warps and groups of units.
-    The normaliser stays apart from the first layer, whose digits it would cost.
+    With "bf16" the weights between hidden layers are rounded to bfloat16; with "tf32x3" tensor
+    cores build the maps of a region, from three products of tf32 for one of float32. What lies
+    beyond the units of a layer is zero: P, the padded width, is made of whole warps and groups of
+    units. The normaliser stays apart from the first layer, whose digits it would cost.
     """
     assert isinstance(critic, Critic)
     module = _load()
-    actions, stride, width, group = module.layout(critic.action_dim, critic.heads, critic.hidden)
+    actions, stride, width, group = module.layout(
+        critic.action_dim, critic.heads, critic.hidden, precision
+    )
     weights = [weight.detach() for weight in critic.weights]
     biases = [bias.detach() for bias in critic.biases]
     size = critic.observation_dim
@@ -151,7 +154,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         heads=critic.heads,
         hidden=critic.hidden,
         negative_slope=critic.negative_slope if critic.activation == "leaky_relu" else 0.0,
-        bf16=precision == "bf16",
+        precision=precision,
         addresses={name: tensor.data_ptr() for name, tensor in tensors.items()},
     )
     if device.type == "cuda":

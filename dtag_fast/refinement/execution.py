@@ -9,7 +9,9 @@ from typing import Literal
 from dtag_fast.refinement.options import check_word
 
 Algorithm = Literal["auto", "walk", "dense"]
-Precision = Literal["fp32", "tf32", "bf16"]
+Precision = Literal["fp32", "tf32", "tf32x3", "bf16"]
+
+TENSOR_CORES: tuple[Precision, ...] = ("tf32", "tf32x3")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import cpu
-from dtag_fast.refinement.execution import Execution, Precision
+from dtag_fast.refinement.execution import TENSOR_CORES, Execution, Precision
 from dtag_fast.refinement.inputs import check_shapes
 from dtag_fast.refinement.options import RefineOptions
 from dtag_fast.refinement.weights_version import optimizer_steps
@@ -107,7 +107,7 @@ def takes(critic: nn.Module, options: dict[str, Any]) -> bool:
     return (
         options.get("backend", "auto") in ("auto", "cpu")
         and not options.get("return_info", False)
-        and options.get("precision") != "tf32"
+        and options.get("precision") not in TENSOR_CORES
         and cpu.unsupported_reason(critic) is None
     )
 

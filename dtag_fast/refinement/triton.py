@@ -90,6 +90,8 @@ def unsupported_reason(
     reason = why_no_walk(critic)
     if execution.algorithm == "walk" and reason is not None:
         return f"algorithm='walk' cannot take this critic: {reason}"
+    if execution.precision == "tf32x3":
+        return "its precisions are fp32, tf32 and bf16, got precision='tf32x3'"
     if execution.threads is not None:
         return f"a GPU's threads are not counted, got threads={execution.threads}"
     return None

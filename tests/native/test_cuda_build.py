@@ -34,7 +34,7 @@ class Kernel:
     actions: int
     together: int
     blocks: int
-    bf16: bool
+    precision: str
     spill_stores: int
     spill_loads: int
     registers: int
@@ -44,7 +44,8 @@ def kernels(log: str) -> list[Kernel]:
     """Those of a build's output with -Xptxas=-v."""
     pattern = (
         r"walk_kernelILi(?P<actions>\d+)ELi(?P<together>\d+)ELi(?P<blocks>\d+)E"
-        r"(?P<weight>[ft])\S* for '(?P<architecture>\w+)'\n.*\n\s*\d+ bytes stack frame, "
+        r"NS0_\d(?P<precision>Fp32|Bf16|Tf32x3)\S* for '(?P<architecture>\w+)'\n.*\n"
+        r"\s*\d+ bytes stack frame, "
         r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n.*"
         r"Used (?P<registers>\d+) registers"
     )
@@ -54,7 +55,7 @@ def kernels(log: str) -> list[Kernel]:
             actions=int(found["actions"]),
             together=int(found["together"]),
             blocks=int(found["blocks"]),
-            bf16=found["weight"] == "t",
+            precision=found["precision"],
             spill_stores=int(found["stores"]),
             spill_loads=int(found["loads"]),
             registers=int(found["registers"]),
@@ -95,11 +96,11 @@ def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
     found = kernels(built[1])
     for actions in STANDING:
         alone = [k for k in found if k.actions == actions and k.together == 1]
-        assert {(k.architecture, k.blocks, k.bf16) for k in alone} == {
-            (architecture, blocks, bf16)
+        assert {(k.architecture, k.blocks, k.precision) for k in alone} == {
+            (architecture, blocks, precision)
             for architecture in ARCHITECTURES
             for blocks in (1, 2)
-            for bf16 in (False, True)
+            for precision in ("Fp32", "Bf16", "Tf32x3")
         }
         # Of a cluster's kernel there is code where there are clusters, and nothing elsewhere.
         assert all(

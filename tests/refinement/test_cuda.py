@@ -146,6 +146,43 @@ def test_bf16_is_the_critic_with_rounded_weights() -> None:
 
 
 @pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(
+    ("hidden", "action_dim", "heads", "slope"),
+    [
+        ((7, 64), 1, 5, 0.0),
+        ((100, 256), 2, 2, 0.0),
+        ((256, 100), 3, 1, 0.1),
+        ((256, 256), 6, 2, 0.0),
+        ((130, 40), 8, 2, 0.2),
+        ((256, 256), 17, 2, 0.0),
+        ((40, 30), 32, 4, 0.0),
+    ],
+)
+def test_tf32x3_is_as_exact_as_fp32(
+    hidden: tuple[int, ...], action_dim: int, heads: int, slope: float
+) -> None:
+    critic = random_critic(
+        hidden=hidden,
+        action_dim=action_dim,
+        heads=heads,
+        observation_dim=11,
+        activation="leaky_relu",
+        negative_slope=slope,
+    )
+    assert cuda.unsupported_reason(critic, execution=Execution(precision="tf32x3")) is None
+    batch = random_batch(critic, 6)
+    for steps, step_size in ((0, 0.1), (1, 0.1), (10, 0.1), (20, 0.03)):
+        options = Refiner(critic, backend="reference", steps=steps, step_size=step_size).options
+        first = run(critic, batch, options, precision="tf32x3")
+        parity = Standard(critic, *batch, options).measure(first[0])
+        assert parity.holds, (steps, parity)
+        for kernel in kernels(critic):
+            other = run(critic, batch, options, precision="tf32x3", kernel=kernel)
+            assert same(first, other), (steps, kernel)
+    assert not torch.equal(first[0], run(critic, batch, options)[0])
+
+
+@pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
 def test_a_critic_with_weights_that_are_not_finite(bad: float, ensemble: str) -> None:
@@ -225,6 +262,11 @@ def test_it_says_what_it_does_not_take() -> None:
     assert "got threads=2" in str(cuda.unsupported_reason(random_critic(), execution=threads))
     tf32 = Execution(precision="tf32")
     assert "got precision='tf32'" in str(cuda.unsupported_reason(random_critic(), execution=tf32))
+    tiles = Execution(precision="tf32x3")
+    for action_dim, units, most in ((3, 520, "1024"), (9, 260, "512")):
+        large = random_critic(hidden=(units, units), action_dim=action_dim)
+        assert cuda.unsupported_reason(large) is None
+        assert f"may be {most}; the critic" in str(cuda.unsupported_reason(large, execution=tiles))
 
 
 def test_it_takes_critics_on_the_gpu_only() -> None:

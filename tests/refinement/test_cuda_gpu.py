@@ -160,6 +160,22 @@ def test_bf16_is_the_critic_with_rounded_weights() -> None:
         assert torch.equal(ours, on_gpu(rounded, batch, kernel=kernel)[0])
 
 
+@pytest.mark.parametrize("action_dim", [3, 6, 17, 32])
+def test_tf32x3_is_as_exact_as_fp32(action_dim: int) -> None:
+    hidden = (256, 256) if action_dim <= 17 else (100, 128)
+    critic = random_critic(hidden=hidden, action_dim=action_dim, observation_dim=17)
+    observations, actions = random_batch(critic, 300)
+    options = Refiner(critic, backend="reference", steps=10, step_size=0.1).options
+    standard = Standard(critic, observations[:64], actions[:64], options)
+    words: dict[str, Any] = {"precision": "tf32x3", "steps": 10, "step_size": 0.1}
+    first, _ = on_gpu(critic, (observations, actions), **words)
+    parity = standard.measure(first[:64])
+    assert parity.holds, parity
+    for kernel in kernels():
+        again, _ = on_gpu(critic, (observations, actions), kernel=kernel, **words)
+        assert torch.equal(again, first), kernel
+
+
 def test_auto_takes_it_and_notices_new_weights() -> None:
     critic = random_critic().cuda()
     observations, actions = (array.cuda() for array in random_batch(critic))

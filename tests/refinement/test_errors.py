@@ -70,9 +70,13 @@ def test_options(options: dict[str, Any], error: type[Exception], message: str) 
         (
             {"precision": "fp16"},
             ValueError,
-            "precision: expected one of fp32, tf32, bf16, got 'fp16'",
+            "precision: expected one of fp32, tf32, tf32x3, bf16, got 'fp16'",
         ),
-        ({"precision": 16}, ValueError, "precision: expected one of fp32, tf32, bf16, got 16"),
+        (
+            {"precision": 16},
+            ValueError,
+            "precision: expected one of fp32, tf32, tf32x3, bf16, got 16",
+        ),
         ({"threads": 0}, ValueError, "threads: expected None or 1 or more, got 0"),
         ({"threads": 1.5}, TypeError, "threads: expected None or an integer, got 1.5"),
     ],
@@ -142,6 +146,7 @@ def test_a_named_backend_that_cannot_run_raises() -> None:
         ({"algorithm": "dense"}, "it has one algorithm, autograd; algorithm='dense' is"),
         ({"precision": "bf16"}, "it computes in float32, got precision='bf16'"),
         ({"precision": "tf32"}, "it computes in float32, got precision='tf32'"),
+        ({"precision": "tf32x3"}, "it computes in float32, got precision='tf32x3'"),
         ({"threads": 2}, "its threads are torch's (torch.set_num_threads), got threads=2"),
     ],
 )

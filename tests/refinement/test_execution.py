@@ -16,6 +16,7 @@ from torch import Tensor
 import dtag_fast
 from dtag_fast import Critic, Refiner, build_info, refine
 from dtag_fast.refinement import cpu
+from dtag_fast.refinement.execution import Precision
 from dtag_fast.refinement.parity import measure_parity, random_batch, random_critic
 
 pytestmark = pytest.mark.skipif(
@@ -125,9 +126,11 @@ def test_bf16_chooses_actions_worth_as_much() -> None:
     assert (bf16 - initial).mean() >= 0.99 * (fp32 - initial).mean()
 
 
-def test_the_precision_of_tensor_cores_is_refused() -> None:
-    with pytest.raises(RuntimeError, match=r"'cpu' cannot be used here: .* precision='tf32'"):
-        Refiner(random_critic(), backend="cpu", precision="tf32")
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+def test_the_precision_of_tensor_cores_is_refused(precision: Precision) -> None:
+    refused = rf"'cpu' cannot be used here: .* precision='{precision}'"
+    with pytest.raises(RuntimeError, match=refused):
+        Refiner(random_critic(), backend="cpu", precision=precision)
 
 
 def test_precisions_are_packed_apart() -> None:

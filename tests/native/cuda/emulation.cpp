@@ -10,27 +10,32 @@ constexpr int64_t blocks = 3;  // so that each takes several rows
 uint32_t turn = 0;             // another order of turns at each launch
 
 // ranks: blocks of a team.
-template <int actions, int together, int ranks, typename Weight>
+template <int actions, int together, int ranks, typename Precision>
 void run(Job job) {
   ++turn;
-  using Block = HostBlock<actions, together, ranks, Weight>;
+  using Block = HostBlock<actions, together, ranks, Precision>;
   job.shared = SharedLayout(job.critic, Block::Team::units);
   for (int64_t index = blocks - 1; index >= 0; --index) {
     Block block(job, index, blocks, turn);
-    refine_rows<actions, together, Weight>(block, job);
+    refine_rows<actions, together, Precision>(block, job);
   }
 }
 
-template <int actions, typename Weight>
+template <int actions, typename Precision>
 void run(const Job& job, Kind kind) {
-  if (kind == Kind::cluster) return run<actions, 1, blocks_of_cluster, Weight>(job);
-  if (kind == Kind::rows) return run<actions, rows_together(actions), 1, Weight>(job);
-  return run<actions, 1, 1, Weight>(job);
+  constexpr int together = Precision::tiles ? 1 : rows_together(actions);
+  if (kind == Kind::cluster) return run<actions, 1, blocks_of_cluster, Precision>(job);
+  if (kind == Kind::rows) return run<actions, together, 1, Precision>(job);
+  return run<actions, 1, 1, Precision>(job);
 }
 
 template <int actions>
 void run(const Job& job, Kind kind) {
-  return job.critic.bf16 ? run<actions, uint16_t>(job, kind) : run<actions, float>(job, kind);
+  switch (job.critic.precision) {
+    case Precision::fp32: return run<actions, Fp32>(job, kind);
+    case Precision::bf16: return run<actions, Bf16>(job, kind);
+    case Precision::tf32x3: return run<actions, Tf32x3>(job, kind);
+  }
 }
 
 }  // namespace

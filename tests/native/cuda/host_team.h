@@ -6,6 +6,7 @@
 // sometimes the new one, and a wait that is missing is seen as a wrong result.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -24,6 +25,48 @@ struct Turns {
   void take(int n, F f) {
     const bool backwards = count++ % 2 != 0;
     for (int i = 0; i < n; ++i) f(backwards ? n - 1 - i : i);
+  }
+};
+
+// A warp that multiplies tiles (tiles.h), with the instruction's layout of fragments.
+template <typename State>
+struct HostWarp {
+  State states[warp_size];
+
+  HostWarp() { std::memset(states, 0xff, sizeof(states)); }  // NaN
+
+  template <typename F>
+  void each(F f) {
+    for (int lane = 0; lane < warp_size; ++lane) f(states[lane], lane);
+  }
+
+  // d += a * b: products and their sum exactly, the sum cut to float32, which is the least that tensor
+  // cores are seen to do. What they would not read of a number must not be there.
+  template <typename A, typename B>
+  void multiply(A a_of, B b_of) {
+    double a[16][8], b[8][8];
+    for (int lane = 0; lane < warp_size; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][t + 4 * (i / 2)] = tf32(a_of(states[lane])[i]);
+      for (int i = 0; i < 2; ++i) b[t + 4 * i][g] = tf32(b_of(states[lane])[i]);
+    }
+    for (int lane = 0; lane < warp_size; ++lane)
+      for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+        double sum = states[lane].d[i];
+        for (int k = 0; k < 8; ++k) sum += a[row][k] * b[k][column];
+        float cut = static_cast<float>(sum);
+        if (std::fabs(cut) > std::fabs(sum)) cut = std::nextafter(cut, 0.0f);
+        states[lane].d[i] = cut;
+      }
+  }
+
+  static double tf32(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    bits &= 0xffffe000u;
+    std::memcpy(&x, &bits, sizeof(x));
+    return x;
   }
 };
 
@@ -96,6 +139,15 @@ class HostTeam {
     });
   }
 
+  template <typename State, typename F>
+  void warps(F f) {
+    by_heads(count() / warp_size, [&](int index) {
+      const int first = index * warp_size;
+      HostWarp<State> warp;
+      f(warp, first / threads_per_head_, first % threads_per_head_ * units);
+    });
+  }
+
   template <typename F>
   void lanes(F f) {
     turns_->take(warp_size, [&](int lane) { f(lanes_[lane], lane); });
@@ -164,7 +216,7 @@ class HostTeam {
   Lane lanes_[warp_size];
 };
 
-template <int actions, int together, int ranks, typename Weight>
+template <int actions, int together, int ranks, typename Precision>
 class HostBlock {
  public:
   using Team = HostTeam<actions, ranks>;
@@ -201,7 +253,7 @@ class HostBlock {
   int threads_;
   Turns turns_;
   std::vector<float> memory_;
-  std::vector<Walk<actions, Weight, Team>> walks_;
+  std::vector<Walk<actions, Precision, Team>> walks_;
 };
 
 }  // namespace dtag::cuda

@@ -30,11 +30,13 @@ from dtag_fast.acting.native import (
     refine_info,
     whole_action,
 )
+from dtag_fast.acting.refinement_options import RefinementOptions
 from dtag_fast.acting.streaming import StreamingContext
 from dtag_fast.acting.timing import ActTiming, Stopwatch
 from dtag_fast.acting.token_predictors import TokenPredictor, own_predictor
 from dtag_fast.models.decision_transformer import SequenceModel
 from dtag_fast.refinement import RefineInfo, Refiner
+from dtag_fast.refinement.options import Gradient
 
 if TYPE_CHECKING:
     from dtag_fast import _native
@@ -144,8 +146,9 @@ class Policy:
         self,
         critic: nn.Module,
         *,
-        steps: int = 10,
-        step_size: float = 0.03,
+        steps: int = RefinementOptions.steps,
+        step_size: float = RefinementOptions.step_size,
+        gradient: Gradient = RefinementOptions.gradient,
         context_action: ContextAction = "refined",
         **options: Any,
     ) -> Policy:
@@ -154,7 +157,9 @@ class Policy:
         Args:
             critic: see `dtag_fast.refine`; on the model's device.
             steps: n.
-            step_size: eta.
+            step_size: eta, by default 0.01: a length, as long as gradients are of unit length.
+            gradient: "unit" unless given, which needs no knowledge of the critic's rewards;
+                `dtag_fast.refine` itself takes "raw" gradients unless told otherwise.
             context_action: see `Policy`.
             options: further keywords of `dtag_fast.refine`. `bounds` is the model's action box
                 unless given; what is executed is clamped to that box in any case.
@@ -169,7 +174,14 @@ class Policy:
                     f"critic: expected {name}={getattr(self, name)}, the policy's, got {size}"
                 )
         options.setdefault("bounds", (self._low, self._high))
-        refiner = Refiner(critic, steps=steps, step_size=step_size, return_info=True, **options)
+        refiner = Refiner(
+            critic,
+            steps=steps,
+            step_size=step_size,
+            gradient=gradient,
+            return_info=True,
+            **options,
+        )
         policy = Policy(
             self.model,
             self.token_predictor,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dtag_fast.acting.predictor_options import PredictorOptions
+from dtag_fast.acting.refinement_options import RefinementOptions
 
 if TYPE_CHECKING:
     from dtag_fast.acting.policy import Policy
@@ -16,51 +17,6 @@ if TYPE_CHECKING:
 
 ROWS_FILE = "episodes.jsonl"
 SUMMARY_FILE = "summary.json"
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """How actions are refined. Needs --critic."""
-
-    steps: int = 10
-    """n."""
-
-    step_size: float = 0.03
-    """eta, in action units per unit of gradient; with --refinement.gradient unit, action units."""
-
-    optimizer: Literal["sgd", "momentum", "rmsprop", "adam"] = "sgd"
-    """Of the action."""
-
-    gradient: Literal["raw", "unit"] = "raw"
-    """As it is, or divided by its length."""
-
-    ensemble: Literal["min", "mean", "lcb"] = "min"
-    """How the critic's heads make one Q."""
-
-    lcb_k: float = 1.0
-    """lcb is mean - lcb_k * std."""
-
-    select: Literal["best", "last"] = "best"
-    """The candidate of highest Q, or the last."""
-
-    max_distance: float | None = None
-    """Largest L2 distance from the policy's action."""
-
-    context_action: Literal["refined", "raw"] = "refined"
-    """Which action the model sees later."""
-
-    backend: Literal["auto", "cpu", "cuda", "triton", "graph", "reference"] = "auto"
-    """Implementation of refinement."""
-
-    algorithm: Literal["auto", "walk", "dense"] = "auto"
-    """Of the cpu backend: from linear region to linear region, or the full network."""
-
-    precision: Literal["fp32", "tf32", "tf32x3", "bf16"] = "fp32"
-    """Of the weights between hidden layers: bf16 in the backends cpu, cuda and triton, tf32 in
-    triton, tf32x3 in cuda."""
-
-    threads: int | None = None
-    """The most that the cpu backend uses for a large batch; torch's number unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +72,7 @@ class Evaluate:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the model's weights; bf16 with compiled code only."""
 
-    refinement: Refinement = field(default_factory=Refinement)
+    refinement: RefinementOptions = field(default_factory=RefinementOptions)
     """Refinement."""
 
     predictor: PredictorOptions = field(default_factory=PredictorOptions)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dtag_fast.commands.evaluate import Evaluate, Refinement
+from dtag_fast.acting.refinement_options import RefinementOptions
+from dtag_fast.commands.evaluate import Evaluate
 
 TIMES_FILE = "latency.json"
 PLOT_FILE = "latency.png"
@@ -68,7 +69,7 @@ class Latency:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the model's weights; bf16 with compiled code only."""
 
-    refinement: Refinement = field(default_factory=Refinement)
+    refinement: RefinementOptions = field(default_factory=RefinementOptions)
     """Refinement."""
 
     def run(self) -> None:

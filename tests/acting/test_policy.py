@@ -184,7 +184,7 @@ def test_which_action_enters_the_context(
 ) -> None:
     model = make_model("reinformer", context_length=3)
     policy = Policy(model, ReturnHead()).with_refinement(
-        critic, steps=5, step_size=0.3, context_action=context_action
+        critic, steps=5, step_size=0.3, gradient="raw", context_action=context_action
     )
     policy.reset(2)
     naive = [WholeHistory(model, ReturnHead()) for _ in range(2)]
@@ -229,11 +229,14 @@ def test_refinement_is_reported_and_leaves_the_first_policy_alone(
     assert refined.without_refinement().describe() == plain.describe()
 
 
-def test_the_default_step_size_is_the_contracts(make_model: ModelFactory, critic: Critic) -> None:
+def test_policies_refine_as_recommended(make_model: ModelFactory, critic: Critic) -> None:
     policy = Policy(make_model("reinformer"), ReturnHead()).with_refinement(critic)
     assert policy.refiner is not None
-    assert policy.refiner.options.step_size == Refiner(critic).options.step_size == 0.03
-    assert policy.refiner.options.steps == Refiner(critic).options.steps
+    options = policy.refiner.options
+    assert (options.steps, options.step_size, options.gradient) == (10, 0.01, "unit")
+    # The operator itself keeps the paper's raw gradient.
+    contract = Refiner(critic).options
+    assert (contract.steps, contract.step_size, contract.gradient) == (10, 0.03, "raw")
     assert policy.refiner.options.low == tuple(policy.action_low.tolist())
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from dtag_fast import reference
 from dtag_fast.acting.policy import Policy
+from dtag_fast.acting.refinement_options import RefinementOptions
 from dtag_fast.cli import main
 from dtag_fast.commands.demo import Demo
-from dtag_fast.commands.evaluate import Evaluate, Refinement
+from dtag_fast.commands.evaluate import Evaluate
 from dtag_fast.commands.parse import parse
 from dtag_fast.commands.train import TrainCritic, TrainPolicy
 from dtag_fast.refinement import Refiner
@@ -125,13 +126,16 @@ def test_refinement_has_exactly_refines_options() -> None:
     by_api = {name: p.default for name, p in refiner.items() if name not in ("self", "critic")}
     # The box is the policy's own, and the table always reports.
     del by_api["bounds"], by_api["return_info"]
-    by_policy = inspect.signature(Policy.with_refinement).parameters["context_action"]
-    by_command = {field.name: field.default for field in dataclasses.fields(Refinement)}
-    assert by_command == {**by_api, "context_action": by_policy.default}
+    # A policy refines as is recommended, the operator as the paper has it.
+    of_policy = inspect.signature(Policy.with_refinement).parameters
+    named = ("steps", "step_size", "gradient", "context_action")
+    by_policy = {name: of_policy[name].default for name in named}
+    by_command = {field.name: field.default for field in dataclasses.fields(RefinementOptions)}
+    assert by_command == {**by_api, **by_policy}
 
 
 def test_refinement_offers_exactly_refines_words() -> None:
-    offered = get_type_hints(Refinement)
+    offered = get_type_hints(RefinementOptions)
     taken = get_type_hints(Refiner.__init__)
     for name in offered:
         if get_origin(offered[name]) is Literal and name in taken:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dtag_fast.acting.refinement_options import RefinementOptions
 from dtag_fast.data.references import task_name
 from dtag_fast.studies.declare import Data, Options, Size, Training, options
 from dtag_fast.training.config import (
@@ -22,8 +23,10 @@ from dtag_fast.training.config import (
     policy_preset,
 )
 
-# A length rather than a multiple of the gradient, whose scale is that of the rewards.
-REFINEMENT: dict[str, Any] = {"steps": 10, "step_size": 0.03, "gradient": "unit"}
+# As policies refine unless told otherwise.
+REFINEMENT: dict[str, Any] = {
+    name: getattr(RefinementOptions, name) for name in ("steps", "step_size", "gradient")
+}
 # Evaluations during training choose the best checkpoint, on starts of their own.
 CHOOSING_SEED = 10_000
 

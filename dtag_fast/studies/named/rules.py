@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dtag_fast.evaluation.scores import interquartile_mean, stratified_bootstrap
+from dtag_fast.studies import recipes
 from dtag_fast.studies.judge import spearman
 from dtag_fast.studies.report import Item, Table, Text
 from dtag_fast.studies.results import Record, Results, estimate, value_of
@@ -17,8 +18,9 @@ SHARE = 0.8
 
 def _first(records: Sequence[Record]) -> Record | None:
     """The default refinement where it is among the settings, else the first."""
+    default = (recipes.REFINEMENT["step_size"], recipes.REFINEMENT["steps"], None)
     for record in records:
-        if (record.labels["eta"], record.labels["n"], record.labels["limit"]) == (0.03, 10, None):
+        if (record.labels["eta"], record.labels["n"], record.labels["limit"]) == default:
             return record
     return records[0]
 

@@ -36,8 +36,8 @@ SIZES: dict[Budget, Size] = {
 
 SIZES_SAID = (
     "At the small budget models are small, too: 3 blocks of width 128, 2000 updates at a learning "
-    "rate of 10⁻³; critics are as published, with observations normalised, after 20 000 updates. "
-    "Both are below, under Size."
+    "rate of 10⁻³; critics are as published, with observations normalised, after 20 000 updates, "
+    "where nothing else was asked for. What was is below, under Size."
 )
 REFINEMENT_SAID = (
     "The paper gives neither n nor η, nor says which Q is climbed, whether actions are clipped or "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 
 def resolve_device(name: str) -> torch.device:
@@ -30,3 +32,18 @@ def local_device(device: torch.device) -> torch.device:
     if local >= count:
         raise ValueError(f"device: process {local} has no GPU of its own, torch sees {count}")
     return torch.device("cuda", local)
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """Where torch's generators stand: the CPU's ("cpu") and, on a GPU, its own ("cuda")."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generator_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put them back to where `generator_states` found them."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

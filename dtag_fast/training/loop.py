@@ -24,7 +24,7 @@ from dtag_fast import __version__, checkpoint
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.threads import torch_threads
 from dtag_fast.training.config import TrainingConfig
-from dtag_fast.training.devices import local_device
+from dtag_fast.training.devices import generator_states, local_device, set_generator_states
 from dtag_fast.training.devices import resolve_device as resolve_device
 from dtag_fast.training.distributed import SEED_STEP, process_group
 from dtag_fast.training.interrupt import Interrupt, TrainingInterrupted
@@ -37,6 +37,7 @@ from dtag_fast.training.resume import check_same_run
 Evaluate = Callable[[Any, int], Mapping[str, float]]
 
 CONFIG_FILE = "config.json"
+GENERATOR = "generator"  # begins the names of generators' states in a checkpoint
 
 
 def run(
@@ -300,9 +301,8 @@ class Run:
         for name, tensor in (self.learner.model.state_dict() | training).items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 self._diverged(log, self.step, f"{name} is not finite after step {self.step}")
-        own = {"generator.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            own["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        states = generator_states(self.device)
+        own = {f"{GENERATOR}.{name}": state for name, state in states.items()}
         for rank, generators in enumerate(self.group.gather(own)):
             training |= {_of_rank(name, rank): state for name, state in generators.items()}
         return training
@@ -362,15 +362,16 @@ class Run:
 
     def _load_generators(self, tensors: dict[str, Tensor], step: int) -> None:
         """This process's, or fresh ones where the run had fewer processes; `tensors` loses them."""
-        cpu = _of_rank("generator.cpu", self.group.rank)
-        cuda = _of_rank("generator.cuda", self.group.rank)
-        if self.group.first or cpu in tensors:
-            torch.set_rng_state(tensors[cpu])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(tensors[cuda], self.device)
+        names = {
+            kind: _of_rank(f"{GENERATOR}.{kind}", self.group.rank)
+            for kind in generator_states(self.device)
+        }
+        if self.group.first or names["cpu"] in tensors:
+            states = {kind: tensors[name] for kind, name in names.items()}
+            set_generator_states(states, self.device)
         else:
             torch.manual_seed(self.config.seed + SEED_STEP * self.group.rank + step)
-        for name in [name for name in tensors if name.startswith("generator.")]:
+        for name in [name for name in tensors if name.startswith(f"{GENERATOR}.")]:
             del tensors[name]
 
 

@@ -21,7 +21,11 @@ from torch import Tensor
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.critic import TransitionLearner, learner_class
-from dtag_fast.training.devices import resolve_device
+from dtag_fast.training.devices import (
+    generator_states,
+    resolve_device,
+    set_generator_states,
+)
 from dtag_fast.training.interrupt import Interrupt
 from dtag_fast.training.iql import CriticLearner
 from dtag_fast.training.loop import Evaluate, Run, TrainingResult, torch_settings
@@ -71,7 +75,7 @@ def train_critics(
                 learner.use_rows(first.rows)
             run = Run(learner, data, own, Path(directory) / f"seed-{seed}", device, evaluate)
             updates = stack.enter_context(closing(run.updates(resume, interrupt)))
-            trainings.append(_Training(run, learner, updates, torch.get_rng_state()))
+            trainings.append(_Training(run, learner, updates, generator_states(device)))
         workers = min(torch.get_num_threads(), len(trainings))
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         while going := [training for training in trainings if training.step_on()]:
@@ -87,12 +91,12 @@ def train_critics(
 
 @dataclass(eq=False)
 class _Training:
-    """One seed's, and its own state of torch's generator while others are at work."""
+    """One seed's, and where torch's generators are to stand when it is at work."""
 
     run: Run
     learner: TransitionLearner
     updates: Generator[int, list[Tensor] | None, TrainingResult]
-    generator: Tensor
+    generators: dict[str, Tensor]
     due: int = 0  # updates until something is due
     terms: list[Tensor] | None = None
     result: TrainingResult | None = None
@@ -101,14 +105,14 @@ class _Training:
         """Take note of the last stretch; whether there is another."""
         if self.result is not None:
             return False
-        torch.set_rng_state(self.generator)
+        set_generator_states(self.generators, self.run.device)
         try:
             self.due = self.updates.send(self.terms)
         except StopIteration as end:
             self.result = end.value
             return False
         finally:
-            self.generator = torch.get_rng_state()
+            self.generators = generator_states(self.run.device)
         return True
 
     def one_thread(self) -> bool:
@@ -123,8 +127,8 @@ class _Training:
         """A stretch of updates."""
         beside = self.one_thread()
         if not beside:
-            torch.set_rng_state(self.generator)
+            set_generator_states(self.generators, self.run.device)
         count = min(self.due, LONGEST_STRETCH)
         self.terms = [self.learner.update(self.run.step + i + 1) for i in range(count)]
         if not beside:
-            self.generator = torch.get_rng_state()
+            self.generators = generator_states(self.run.device)

@@ -13,12 +13,12 @@ from typing import Literal
 class RefinementOptions:
     """How actions are refined. Needs --critic.
 
-    The defaults are what docs/results.md recommends: ten steps of 0.01, each of that length
-    whatever the scale of the critic's rewards, which move an action by less than 0.1. The paper
+    The defaults are what docs/results.md recommends: five steps of 0.01, each of that length
+    whatever the scale of the critic's rewards, which move an action by 0.05 at most. The paper
     names neither n nor eta.
     """
 
-    steps: int = 10
+    steps: int = 5
     """n."""
 
     step_size: float = 0.01

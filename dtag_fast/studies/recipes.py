@@ -129,10 +129,10 @@ def critic(data: Data, size: Size, seed: int, method: str = "iql", **changes: An
 
 def refinement(data: Data, **changes: Any) -> Options:
     """The refinement that a study takes where it does not vary it."""
-    # The way to a bandit's optimum is as long as the square root of its dimension.
-    base = (
-        {**REFINEMENT, "step_size": 0.1 * data.action_dim**0.5} if is_bandit(data) else REFINEMENT
-    )
+    base = REFINEMENT
+    if is_bandit(data):
+        # The way to the optimum is as long as the square root of its dimension.
+        base = {**REFINEMENT, "steps": 10, "step_size": 0.1 * data.action_dim**0.5}
     return options(**{**base, **changes})
 
 

@@ -225,7 +225,7 @@ def test_refinement_is_reported_and_leaves_the_first_policy_alone(
     assert refined.last_timing is not None
     assert refined.last_timing.refinement_ms > 0
     described = refined.describe()["refinement"]
-    assert (described["steps"], described["gradient"]) == (10, "unit")
+    assert (described["steps"], described["gradient"]) == (5, "unit")
     assert refined.without_refinement().describe() == plain.describe()
 
 
@@ -233,7 +233,7 @@ def test_policies_refine_as_recommended(make_model: ModelFactory, critic: Critic
     policy = Policy(make_model("reinformer"), ReturnHead()).with_refinement(critic)
     assert policy.refiner is not None
     options = policy.refiner.options
-    assert (options.steps, options.step_size, options.gradient) == (10, 0.01, "unit")
+    assert (options.steps, options.step_size, options.gradient) == (5, 0.01, "unit")
     # The operator itself keeps the paper's raw gradient.
     contract = Refiner(critic).options
     assert (contract.steps, contract.step_size, contract.gradient) == (10, 0.03, "raw")

@@ -131,7 +131,7 @@ STEPS = Study(
 def _optimizers_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
     etas = size.pick(smoke=(0.03,), small=(0.01, 0.03), paper=(0.003, 0.01, 0.03, 0.1))
     settings: list[Setting] = [
-        ({"optimizer": name, "eta": eta}, {"optimizer": name, "step_size": eta})
+        ({"optimizer": name, "eta": eta}, {"optimizer": name, "step_size": eta, "steps": 10})
         for name in ("sgd", "momentum", "rmsprop", "adam")
         for eta in etas
     ]

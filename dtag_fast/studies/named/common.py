@@ -41,7 +41,7 @@ SIZES_SAID = (
 )
 REFINEMENT_SAID = (
     "The paper gives neither n nor η, nor says which Q is climbed, whether actions are clipped or "
-    "whether the policy's own action takes part. Unless varied: n = 10 steps of fixed length "
+    "whether the policy's own action takes part. Unless varied: n = 5 steps of fixed length "
     "0.01 (unit gradients), the lowest of two heads, every candidate inside the box, the best "
     "of all candidates with the policy's own, the refined action in the context."
 )

@@ -28,7 +28,7 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
   const PackedCritic& critic = job.critic;
   const SharedLayout& at = job.shared;
   using Weight = typename Precision::Weight;
-  constexpr int ahead = 4;
+  constexpr int ahead = 2;  // with four warps to a scheduler enough; more spills registers
   const int width = critic.layout.width;
   const int e = thread / width, j = thread % width;
   const bool leaky = critic.negative_slope != 0.0f;
@@ -44,6 +44,9 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
     DTAG_UNROLLED
     for (int a = 0; a < actions; ++a) m[r][a][0] = 0.0f;
   }
+  uint32_t builds = 0;  // a bit a row
+  DTAG_UNROLLED
+  for (int r = 0; r < together; ++r) builds |= builds_of(shared(r), at) << r;
   int word = 0;
   uint32_t left = 0, signs[together];
   bool more = true;
@@ -56,10 +59,10 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
       while (left == 0 && word < at.words_per_head) {
         DTAG_UNROLLED
         for (int r = 0; r < together; ++r) {
-          const uint32_t builds = builds_of(shared(r), at);
-          signs[r] = builds ? signs_of(shared(r), at)[e * at.words_per_head + word] : 0u;
-          left |= leaky && builds ? 0xffffffffu : signs[r];
+          signs[r] = builds >> r & 1 ? signs_of(shared(r), at)[e * at.words_per_head + word] : 0u;
+          left |= signs[r];
         }
+        if (leaky && builds != 0) left = 0xffffffffu;
         ++word;
       }
       next[i] = 0;
@@ -70,10 +73,8 @@ DTAG_BOTH void build_together(const Job& job, int thread, Shared shared, float* 
         stream<1>(rows + k * width, weight[i]);
         next[i] = static_cast<uint32_t>(k) << 8;
         DTAG_UNROLLED
-        for (int r = 0; r < together; ++r) {
-          const uint32_t active = signs[r] >> bit & 1;
-          next[i] |= active << (4 + r) | (leaky ? builds_of(shared(r), at) : active) << r;
-        }
+        for (int r = 0; r < together; ++r) next[i] |= (signs[r] >> bit & 1) << (4 + r);
+        next[i] |= leaky ? builds : next[i] >> 4 & 0xf;
       }
     }
     DTAG_UNROLLED

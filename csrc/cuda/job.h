@@ -25,12 +25,13 @@ constexpr int warp_size = 32;
 constexpr int most_actions = 32;   // one lane of a warp holds one dimension of the action
 constexpr int most_threads = 384;  // of a row, in a block
 constexpr int most_threads_of_tiles = 256;  // where maps are built by tiles.h
+constexpr int most_threads_wide = 768;      // where registers no longer hold all; a kernel of its own
 
 // fp32; bf16: weight and transposed hold bfloat16; tf32x3: maps are built by tensor cores, tiles.h.
 enum class Precision { fp32, bf16, tf32x3 };
 
 DTAG_BOTH constexpr int most_threads_of(Precision precision) {
-  return precision == Precision::tf32x3 ? most_threads_of_tiles : most_threads;
+  return precision == Precision::tf32x3 ? most_threads_of_tiles : most_threads_wide;
 }
 
 // The shapes there are kernels for. `actions` is the number of action dimensions that a kernel has
@@ -71,9 +72,9 @@ inline const char* lay_out(int action_dim, int heads, int widest, Precision prec
                  "be 1024"
                : "with precision tf32x3 and more than 8 action dimensions heads times hidden units, "
                  "padded to multiples of 64, may be 512";
-  return action_dim <= 8 ? "heads times hidden units, padded to multiples of 128, may be 1536"
+  return action_dim <= 8 ? "heads times hidden units, padded to multiples of 128, may be 3072"
                          : "with more than 8 action dimensions heads times hidden units, padded to "
-                           "multiples of 64, may be 768";
+                           "multiples of 64, may be 1536";
 }
 
 // Of kernels: what weight and transposed hold, and how maps are built.
@@ -118,7 +119,7 @@ struct PackedCritic {
 inline const char* why_no_cluster(const PackedCritic& critic) {
   if (critic.heads % blocks_of_cluster != 0) return "a cluster takes an even number of heads";
   if (critic.heads / blocks_of_cluster * (critic.layout.width / units_in_cluster) >
-      most_threads_of(critic.precision))
+      (critic.precision == Precision::tf32x3 ? most_threads_of_tiles : most_threads))
     return "heads times hidden units are too many for a cluster";
   return nullptr;
 }

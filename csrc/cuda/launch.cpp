@@ -30,6 +30,11 @@ const KernelsOf::Kinds* kernels_for(const PackedCritic& critic) {
   return nullptr;
 }
 
+// The kernel for a row a block.
+const Kernel& row_kernel(const PackedCritic& critic, const KernelsOf::Kinds& kinds) {
+  return critic.heads * critic.layout.threads_per_head > most_threads ? kinds.wide : kinds.row;
+}
+
 // A launch of a kernel for a critic, but for its number of blocks.
 struct Plan {
   Kernel kernel;
@@ -126,7 +131,7 @@ const char* prepare(const PackedCritic& critic, int device) {
   if (kinds == nullptr) return "no kernel for so many action dimensions";
   cudaError_t error = cudaSetDevice(device);
   Occupancy occupancy{};
-  for (const Kernel* kernel : {&kinds->cluster, &kinds->rows, &kinds->row}) {
+  for (const Kernel* kernel : {&kinds->cluster, &kinds->rows, &row_kernel(critic, *kinds)}) {
     if (kernel == &kinds->cluster && why_no_cluster(critic) != nullptr) continue;
     Plan plan(critic, *kernel);
     if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
@@ -151,18 +156,18 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
     return plan;
   };
   Plan plan = planned(kind == Kind::cluster ? kinds.cluster
-                      : kind == Kind::row   ? kinds.row
+                      : kind == Kind::row   ? row_kernel(critic, kinds)
                                             : kinds.rows);
   if (error == cudaSuccess && occupancy.teams == 0 && kind == Kind::cluster)
     return "there are no clusters on the device, or in what the extension was built for";
-  if (kind == Kind::rows && occupancy.teams == 0) plan = planned(kinds.row);
+  if (kind == Kind::rows && occupancy.teams == 0) plan = planned(row_kernel(critic, kinds));
   if (kind == Kind::automatic) {
     const int multiprocessors = occupancy.multiprocessors;
     const bool few = clusters_for_few_rows && no_cluster == nullptr &&
                      job.rows * blocks_of_cluster <= multiprocessors;
     if (few) plan = planned(kinds.cluster);
     const bool many = job.rows >= static_cast<int64_t>(rows_to_build_together) * multiprocessors;
-    if (occupancy.teams == 0 || (!few && !many)) plan = planned(kinds.row);
+    if (occupancy.teams == 0 || (!few && !many)) plan = planned(row_kernel(critic, kinds));
   }
   if (error != cudaSuccess) return cudaGetErrorString(error);
   const Kernel& kernel = plan.kernel;

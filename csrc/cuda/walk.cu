@@ -9,15 +9,11 @@
 namespace dtag::cuda {
 namespace {
 
-constexpr int most_threads_of(int together, bool tiles) {
-  return together > 1 ? 512 : tiles ? most_threads_of_tiles : most_threads;
-}
 // Left to itself the compiler spills registers of some kernels so that more blocks fit.
 constexpr int least_blocks(int blocks, bool tiles) { return tiles && blocks > 1 ? 1 : 0; }
 
-template <int actions, int together, int blocks, typename Precision>
-__global__ void __launch_bounds__(most_threads_of(together, Precision::tiles),
-                                  least_blocks(blocks, Precision::tiles))
+template <int actions, int together, int blocks, int threads, typename Precision>
+__global__ void __launch_bounds__(threads, least_blocks(blocks, Precision::tiles))
     walk_kernel(const __grid_constant__ Job job) {
 #if !DTAG_CLUSTERS
   if constexpr (blocks > 1) return;
@@ -27,18 +23,22 @@ __global__ void __launch_bounds__(most_threads_of(together, Precision::tiles),
   refine_rows<actions, together, Precision>(block, job);
 }
 
-template <int actions, int together, int blocks, typename Precision>
+template <int actions, int together, int blocks, int threads, typename Precision>
 Kernel kernel() {
-  return {reinterpret_cast<const void*>(&walk_kernel<actions, together, blocks, Precision>),
+  return {reinterpret_cast<const void*>(&walk_kernel<actions, together, blocks, threads, Precision>),
           together, blocks, blocks == 1 ? units_per_thread(actions) : units_in_cluster};
 }
 
 // Tiles build a row at a time.
 template <int actions, typename Precision>
 KernelsOf::Kinds kinds() {
+  constexpr int most = Precision::tiles ? most_threads_of_tiles : most_threads;
+  constexpr int wide = Precision::tiles ? most : most_threads_wide;
   constexpr int together = Precision::tiles ? 1 : rows_together(actions);
-  return {kernel<actions, 1, 1, Precision>(), kernel<actions, together, 1, Precision>(),
-          kernel<actions, 1, blocks_of_cluster, Precision>()};
+  return {kernel<actions, 1, 1, most, Precision>(),
+          kernel<actions, together, 1, together == 1 ? most : 512, Precision>(),
+          kernel<actions, 1, blocks_of_cluster, most, Precision>(),
+          kernel<actions, 1, 1, wide, Precision>()};
 }
 
 }  // namespace

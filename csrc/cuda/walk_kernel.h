@@ -17,6 +17,7 @@ struct KernelsOf {
     Kernel row;      // a row a block
     Kernel rows;     // rows_together(actions) a block
     Kernel cluster;  // a row a cluster; for compute capability 9.0 and above
+    Kernel wide;     // a row a block of more threads than `row` takes
   };
   int actions;
   Kinds kinds[3];  // by Precision

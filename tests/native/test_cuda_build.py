@@ -1,4 +1,4 @@
-"""The CUDA extension, built whole by nvcc for every architecture it is for: a minute or two.
+"""The CUDA extension, built whole by nvcc for every architecture it is for: a few minutes.
 
 `make nvcc` runs this; `make test` leaves it out.
 """
@@ -23,7 +23,8 @@ ARCHITECTURES = {"sm_80", "sm_90"}
 STANDING = (2, 4, 6, 17)
 # Bytes of spill stores of a kernel that builds four rows together, which leaves each of its 512
 # threads 128 registers: of bookkeeping, at most so many.
-SPILLED_TOGETHER = 200
+SPILLED_TOGETHER = 64
+WIDE = 768  # threads of a kernel that has to spill
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Kernel:
     actions: int
     together: int
     blocks: int
+    most_threads: int
     precision: str
     spill_stores: int
     spill_loads: int
@@ -44,6 +46,7 @@ def kernels(log: str) -> list[Kernel]:
     """Those of a build's output with -Xptxas=-v."""
     pattern = (
         r"walk_kernelILi(?P<actions>\d+)ELi(?P<together>\d+)ELi(?P<blocks>\d+)E"
+        r"Li(?P<most_threads>\d+)E"
         r"NS0_\d(?P<precision>Fp32|Bf16|Tf32x3)\S* for '(?P<architecture>\w+)'\n.*\n"
         r"\s*\d+ bytes stack frame, "
         r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n.*"
@@ -55,6 +58,7 @@ def kernels(log: str) -> list[Kernel]:
             actions=int(found["actions"]),
             together=int(found["together"]),
             blocks=int(found["blocks"]),
+            most_threads=int(found["most_threads"]),
             precision=found["precision"],
             spill_stores=int(found["stores"]),
             spill_loads=int(found["loads"]),
@@ -95,7 +99,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
     found = kernels(built[1])
     for actions in STANDING:
-        alone = [k for k in found if k.actions == actions and k.together == 1]
+        of = [k for k in found if k.actions == actions and k.most_threads < WIDE]
+        alone = [k for k in of if k.together == 1]
         assert {(k.architecture, k.blocks, k.precision) for k in alone} == {
             (architecture, blocks, precision)
             for architecture in ARCHITECTURES
@@ -107,7 +112,7 @@ def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
             (k.registers < 10) == (k.blocks == 2 and k.architecture < "sm_90") for k in alone
         )
         assert [k for k in alone if k.spill_stores or k.spill_loads] == []
-        together = [k for k in found if k.actions == actions and k.together > 1]
+        together = [k for k in of if k.together > 1]
         assert len(together) == (4 if actions <= 8 else 0)
         assert [k for k in together if k.spill_stores > SPILLED_TOGETHER] == []
 

@@ -78,6 +78,19 @@ def test_parity_of_shapes(hidden: tuple[int, ...], action_dim: int, heads: int) 
 
 
 @pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("action_dim", [3, 6])
+def test_parity_of_ten_heads(action_dim: int) -> None:
+    critic = random_critic(hidden=(256, 256), action_dim=action_dim, heads=10, observation_dim=11)
+    assert cuda.unsupported_reason(critic) is None
+    batch = random_batch(critic, 3)
+    options = Refiner(critic, backend="reference", ensemble="lcb", step_size=0.1).options
+    parity = Standard(critic, *batch, options).measure(run(critic, batch, options)[0])
+    assert parity.holds, parity
+    with pytest.raises(RuntimeError, match="heads times hidden units are too many for a cluster"):
+        run(critic, batch, options, kernel="cluster")
+
+
+@pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
 @pytest.mark.parametrize("heads", [3, 4])
@@ -256,7 +269,8 @@ def test_it_says_what_it_does_not_take() -> None:
     assert reason(hidden=()) == "it takes one or two hidden layers, got 0"
     assert reason(hidden=(4, 4, 4)) == "it takes one or two hidden layers, got 3"
     assert reason(action_dim=33).startswith("it takes up to 32 action dimensions; the critic has 2")
-    assert "heads times hidden units" in reason(hidden=(2048, 2048))
+    assert "128, may be 3072; the critic has 2 heads" in reason(hidden=(2048, 2048))
+    assert "64, may be 1536; the critic has 2 heads" in reason(hidden=(800, 8), action_dim=9)
     assert "torch.float64 on cpu" in str(cuda.unsupported_reason(random_critic().double()))
     threads = Execution(threads=2)
     assert "got threads=2" in str(cuda.unsupported_reason(random_critic(), execution=threads))

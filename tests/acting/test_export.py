@@ -58,7 +58,9 @@ def make_policy(
     policy = Policy(model, ReturnHead() if kind == "reinformer" else FixedTarget(11.0))
     if critic is None:
         return policy
-    return policy.with_refinement(critic, steps=3, step_size=0.3, optimizer="momentum")
+    return policy.with_refinement(
+        critic, steps=3, step_size=0.3, gradient="raw", optimizer="momentum"
+    )
 
 
 @needs_onnx

@@ -162,7 +162,7 @@ def test_rules_choose_by_what_they_may_know() -> None:
     assert changes["best in hindsight"] == 2.0
     assert changes["largest claimed gain"] == 2.0 - (len(refined) - 1)
     assert changes["largest confirmed gain, 80% or more confirmed"] == 2.0 - 3
-    assert changes["always the default"] == 2.0 - 3
+    assert changes["always the default"] == 2.0 - 1
     assert "claimed gain -1.00" in text.text
     assert "confirmed share 1.00" in text.text
 

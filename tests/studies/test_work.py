@@ -227,7 +227,7 @@ def test_the_bandit_is_the_toy_problem_in_more_dimensions() -> None:
     data = bandits.trajectories("b", 5, 400, 3)
     assert data.actions.shape == (400, 5)
     assert (np.abs(data.actions) >= 0.5).all()
-    assert 0.75 < (data.actions > 0).mean() < 0.85
+    assert 0.92 < (data.actions > 0).mean() < 0.98
     assert data.info.env_spec is not None
     env = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(data.info.env_spec))
     env.reset(seed=0)

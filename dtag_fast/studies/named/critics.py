@@ -114,14 +114,14 @@ def _selection_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
     settings = size.pick(
         smoke=((0.03, 10, None), (0.1, 10, 0.2)),
         small=(
-            *((0.01, n, None) for n in (3, 10)),
+            *((0.01, n, None) for n in (3, 5, 10)),
             *((0.03, n, None) for n in (3, 10, 30)),
             *((0.1, 10, limit) for limit in (0.1, 0.3, None)),
         ),
         paper=tuple(
             (eta, n, limit)
             for eta in (0.01, 0.03, 0.1)
-            for n in (1, 3, 10, 30)
+            for n in (1, 3, 5, 10, 30)
             for limit in (0.1, 0.3, None)
         ),
     )

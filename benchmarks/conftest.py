@@ -37,7 +37,8 @@ LONG_CALL = (
 )
 BURST_SECONDS = 1e-3  # a contender's calls in one round
 LONGEST_BURST = 20
-PAUSE = 0.05  # seconds
+PAUSE = 0.05  # seconds; after it threads are asleep, which takes more calls to be forgotten
+BURST_AFTER_PAUSE_SECONDS = 30e-3
 LEAST_SHARE = 0.9  # of a processor; with less, what is measured is the scheduler
 
 
@@ -205,7 +206,8 @@ class Interleaved:
             contenders that compute in the calling thread alone.
         threads: that a contender may use. With more than one there is a pause before each turn, as
             the threads of some libraries go on spinning after a call, where the next contender
-            would have a core; and `share` is judged by what the rest of the machine did.
+            would have a core, and bursts are longer; `share` is judged by what the rest of the
+            machine did.
     """
 
     def __init__(
@@ -230,10 +232,12 @@ class Interleaved:
         self.round_seconds = 0.0  # expected
         for name, times in self.seconds.items():
             least = min(times)
-            self.bursts[name] = min(LONGEST_BURST, max(1, int(BURST_SECONDS / least)))
+            burst = BURST_SECONDS if threads == 1 else BURST_AFTER_PAUSE_SECONDS
+            self.bursts[name] = min(LONGEST_BURST, max(1, int(burst / least)))
             if least > LONG_CALL:
                 self.long.add(name)
             self.round_seconds += least * (self.bursts[name] + (name not in self.long))
+            self.round_seconds += PAUSE * (threads > 1)
         self.forget()
 
     def forget(self) -> None:

@@ -4,6 +4,7 @@
 #include <memory>
 #include <thread>
 
+#include "openmp_team.h"
 #include "thread_pool.h"
 
 namespace dtag {
@@ -24,7 +25,7 @@ void run_phases(int threads, int phases, PhaseCount count, PhaseItem item, const
     return;
   }
   const std::unique_ptr<Progress[]> progress(new Progress[phases]);
-  run_with_help(threads, [&] {
+  const auto work = [&] {
     for (int phase = 0; phase < phases; ++phase) {
       Progress& here = progress[phase];
       const int n = count(context, phase);
@@ -35,7 +36,8 @@ void run_phases(int threads, int phases, PhaseCount count, PhaseItem item, const
       for (int looks = 0; here.done.load(std::memory_order_acquire) < n; ++looks)
         if (looks > patience) std::this_thread::yield();
     }
-  });
+  };
+  if (!run_in_openmp_team(threads, work)) run_with_help(threads, work);
 }
 
 }  // namespace dtag

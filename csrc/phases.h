@@ -4,7 +4,10 @@
 namespace dtag {
 
 // Calls item(context, phase, i) for every i < count(context, phase); a phase begins when all items
-// of the one before are done. Nobody waits for a thread, only for items that one has begun.
+// of the one before are done.
+//
+// This is the work of training, which goes on between operations of torch: it is done by the threads
+// of torch's OpenMP where the process has one (openmp_team.h), else by our own.
 using PhaseCount = int (*)(const void* context, int phase);
 using PhaseItem = void (*)(const void* context, int phase, int i);
 void run_phases(int threads, int phases, PhaseCount count, PhaseItem item, const void* context);

@@ -62,7 +62,8 @@ NOTES = [
     "x plain: times as fast as the plain update of the same number of threads, by medians.",
     f"x apart: {SEEDS} critics of {SEED_STEPS} updates each, start and checkpoint included, times "
     "as fast as one after another with as many threads; the times are an update's.",
-    "One thread: by the processor's clock. More: by the wall's, where nothing else was busy.",
+    "One thread: by the processor's clock. More: by the wall's, where nothing else was busy, in "
+    "bursts of updates as in a training.",
     "floor: multiply-adds of the update in float32 at this machine's rate in the same rounds.",
     "curve: largest difference between the losses of ours and of the plain one over "
     f"{CURVE['iql']} updates (iql) or {CURVE['reinformer']} (reinformer, without dropout), "

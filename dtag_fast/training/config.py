@@ -193,14 +193,12 @@ class CriticConfig(TrainingConfig):
     """Heads that share no target (method ensemble)."""
 
     backend: Backend = "auto"
-    """native: the compiled update (iql), for relu and leaky_relu without LayerNorm, float32 on the
-    CPU; torch: autograd; auto: native where it can, on CUDA the captured update. They differ by
-    rounding."""
+    """native: on the CPU in float32 the compiled update (iql, with relu or leaky_relu and without
+    LayerNorm) or compiled layers (other methods); torch: autograd; auto: native where it can, on
+    CUDA the captured update. They differ by rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.backend == "native" and self.method != "iql":
-            raise ValueError(f"backend: 'native' trains with method 'iql', not {self.method!r}")
         check_widths(self, "hidden")
         check_at_least(self, 2 if self.method == "ensemble" else 1, "heads")
         check_interval(self, "discount", 0.0, 1.0)

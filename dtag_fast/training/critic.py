@@ -10,6 +10,7 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dtag_fast.data.rewards import scale_rewards
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.training import native_layers
 from dtag_fast.training.captured import CapturedUpdate
 from dtag_fast.training.config import CriticConfig
 from dtag_fast.training.loop import Evaluate, Learner, TrainingResult, run
@@ -140,6 +142,7 @@ class TransitionLearner(Learner):
             normalizer = Normalizer.identity(data.observation_dim)
         self.config = config
         self.device = device
+        self.native_layers = _takes_native_layers(config, device)
         self.normalizer = normalizer
         self.sizes = [data.observation_dim, data.action_dim, data.observation_dim, 1, 1]
         scaled = scale_rewards(data, config.reward_scaling)
@@ -201,7 +204,10 @@ class TransitionLearner(Learner):
         """The function, compiled where the settings say so."""
         return torch.compile(function) if self.config.compile else function
 
-    def precision(self) -> torch.autocast:
+    def precision(self) -> AbstractContextManager[None]:
+        """Within this networks are evaluated: in bfloat16, or by native layers."""
+        if self.native_layers:
+            return native_layers.native_layers(True)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast)
 
     def training_tensors(self) -> dict[str, Tensor]:
@@ -225,6 +231,19 @@ class TransitionLearner(Learner):
 
     def load_sampler_state(self, state: Mapping[str, Any]) -> None:
         self.generator.bit_generator.state = state
+
+
+def _takes_native_layers(config: CriticConfig, device: torch.device) -> bool:
+    if config.backend == "torch":
+        return False
+    reason = native_layers.unsupported_reason(config, device)
+    if reason is None and config.autocast:
+        reason = "it has no autocast"
+    if reason is None and config.method == "ensemble" and config.ensemble.diversity > 0:
+        reason = "it has no second derivatives, which ensemble.diversity takes"
+    if config.backend == "native" and config.method != "iql" and reason is not None:
+        raise ValueError(f"backend: 'native' cannot train this critic: {reason}")
+    return reason is None
 
 
 def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

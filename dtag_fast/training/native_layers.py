@@ -1,11 +1,11 @@
-"""Layers of the sequence models on the native kernels while a model trains on the CPU.
+"""Layers on the native kernels while a model trains on the CPU.
 
 Torch's matrix products on the CPU are MKL's, which on other makers' processors leaves half of a
 core's arithmetic unused; its dropout draws one number after the other. Inside `native_layers()`
-the same modules compute with csrc/simd/multiply.h, pointwise.h and attention.h: linear layers,
-GELU, dropout and attention, in float32, forward and backward. What they return agrees with torch to
-rounding, dropout apart, which drops other elements: they follow from one number of torch's
-generator per call, so that resuming stays exact.
+the same modules compute with csrc/simd/multiply.h, pointwise.h and attention.h: linear layers, also
+those of a critic's heads, GELU, dropout and attention, in float32, forward and backward. What they
+return agrees with torch to rounding, dropout apart, which drops other elements: they follow from
+one number of torch's generator per call, so that resuming stays exact.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from dtag_fast import build_info
-from dtag_fast.training.config import PolicyConfig
+from dtag_fast.training.config import TrainingConfig
 
 LEAST_WORK = 1 << 20  # multiply-adds of a product; below it a call costs more than is gained
 LEAST_ELEMENTS = 1 << 14
@@ -42,8 +43,8 @@ def available() -> bool:
     return missing_reason() is None
 
 
-def unsupported_reason(config: PolicyConfig, device: torch.device) -> str | None:
-    """Why a policy of these settings cannot train by the kernels on this device, or None."""
+def unsupported_reason(config: TrainingConfig, device: torch.device) -> str | None:
+    """Why a model of these settings cannot train by the kernels on this device, or None."""
     if device.type != "cpu":
         return f"it computes on the CPU, not on {device}"
     if config.compile:
@@ -73,7 +74,7 @@ class _NativeLayers(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         replacement = REPLACEMENTS.get(func)
-        if replacement is not None and torch.is_grad_enabled():
+        if replacement is not None:
             result = replacement(*args, **kwargs)
             if result is not None:
                 return result
@@ -81,11 +82,23 @@ class _NativeLayers(TorchFunctionMode):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    if not _plain(x) or x.numel() * weight.shape[0] < LEAST_WORK:
-        return None
     if torch.is_autocast_enabled("cpu"):
         return None
+    if not _plain(x) or x.numel() * weight.shape[0] < LEAST_WORK:
+        return None
     out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _linear_of_heads(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    """Of `Critic.forward`: bias [E, 1, out] + x [E, B, in] weight [E, in, out]."""
+    if torch.is_autocast_enabled("cpu") or bias.shape != (len(x), 1, weight.shape[-1]):
+        return None
+    if x.device.type != "cpu" or not bias.dtype == x.dtype == weight.dtype == torch.float32:
+        return None
+    if x[0].numel() * weight.shape[-1] < LEAST_WORK:
+        return None
+    out: Tensor = _LinearOfHeads.apply(bias, x, weight)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -137,17 +150,18 @@ def _plain(x: Tensor) -> bool:
 
 REPLACEMENTS: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
+    torch.baddbmm: _linear_of_heads,
     F.gelu: _gelu,
     F.dropout: _dropout,
     F.scaled_dot_product_attention: _attention,
 }
 
 
-def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a [M, K] b [K, N] + bias [N], float32 on the CPU, of any strides."""
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """a [M, K] b [K, N] + bias [N], float32 on the CPU, of any strides; `out` without gaps."""
     rows, inner = a.shape
     columns = b.shape[1]
-    out = torch.empty(rows, columns)
+    out = torch.empty(rows, columns) if out is None else out
     _load().multiply(
         rows,
         columns,
@@ -173,12 +187,43 @@ class _Linear(torch.autograd.Function):
         return multiply(flat, weight.t(), bias).view(*x.shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         flat, weight = ctx.saved_tensors
         by_out = by_out.reshape(-1, by_out.shape[-1])
         by_x = multiply(by_out, weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
         by_weight = multiply(by_out.t(), flat)
         return by_x, by_weight, by_out.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+
+class _LinearOfHeads(torch.autograd.Function):
+    """Of bias [E, 1, out], x [E, B, in] and weight [E, in, out]."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply_heads(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_bias, of_x, of_weight = ctx.needs_input_grad
+        by_bias = by_out.sum(dim=1, keepdim=True) if of_bias else None
+        by_x = _multiply_heads(by_out, weight.transpose(1, 2)) if of_x else None
+        # In the order of the parameter, [E, out, in], of which the weight is the transposed view.
+        by_weight = (
+            _multiply_heads(by_out.transpose(1, 2), x).transpose(1, 2) if of_weight else None
+        )
+        return by_bias, by_x, by_weight
+
+
+def _multiply_heads(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [E, M, K] b [E, K, N] + bias [E, 1, N]."""
+    out = torch.empty(*a.shape[:2], b.shape[2])
+    for e in range(len(a)):
+        multiply(a[e], b[e], None if bias is None else bias[e, 0], out[e])
+    return out
 
 
 class _Gelu(torch.autograd.Function):
@@ -194,6 +239,7 @@ class _Gelu(torch.autograd.Function):
         return value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_value: Tensor) -> Tensor:
         (slope,) = ctx.saved_tensors
         by_x: Tensor = by_value * slope
@@ -223,6 +269,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, probabilities, mask = ctx.saved_tensors
         found = tuple(_of_steps(query) for _ in range(3))
@@ -271,6 +318,7 @@ class _Dropout(torch.autograd.Function):
         return _drop(x, ctx)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, None]:
         return _drop(by_out, ctx), None
 

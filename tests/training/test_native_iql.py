@@ -221,8 +221,3 @@ def test_the_scalar_kernels_leave_it_to_torch(toy_data: Trajectories) -> None:
             make_learner(toy_data, critic_config(), "native")
     finally:
         _native.select_isa(before)
-
-
-def test_it_trains_by_iql_alone() -> None:
-    with pytest.raises(ValueError, match="backend: 'native' trains with method 'iql', not 'cql'"):
-        CriticConfig(method="cql", backend="native")

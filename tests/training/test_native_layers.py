@@ -91,9 +91,21 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attended.transpose(1, 2).flatten(2)
 
 
+def heads(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """As a critic computes its layers."""
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+
+def heads_of_one_input(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """As its first layer."""
+    return heads(bias, x.expand(len(bias), *x.shape), weight)
+
+
 LAYERS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "linear": (F.linear, [(3, 5, 20), (7, 20), (7,)]),
     "linear without bias": (F.linear, [(11, 20), (7, 20)]),
+    "linear of heads": (heads, [(3, 7), (3, 11, 20), (3, 7, 20)]),
+    "linear of heads of one input": (heads_of_one_input, [(2, 7), (11, 20), (2, 7, 20)]),
     "gelu": (F.gelu, [(3, 5, 41)]),
     "attention": (attention, [(3, 15, 64)] * 3),
     "attention of one token": (attention, [(2, 1, 32)] * 3),
@@ -113,6 +125,18 @@ def test_layers_and_their_gradients(isa: str, any_size: None, name: str) -> None
     assert any(not torch.equal(x, y) for x, y in zip(ours, torchs, strict=True)), "torch's own ran"
     for x, y, z in zip(ours, torchs, exact, strict=True):
         assert_no_worse(x, y, z)
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_second_derivatives_are_refused(any_size: None, name: str) -> None:
+    """Which would be wrong without a word: the kernels' derivatives are not differentiable."""
+    function, shapes = LAYERS[name]
+    inputs = [torch.ones(*shape, requires_grad=True) for shape in shapes]
+    with native_layers.native_layers(True):
+        out = function(*inputs)
+        first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.backward([x.sum() for x in first])
 
 
 def masked(visible: Tensor, p: float = 0.0) -> Callable[..., Tensor]:
@@ -326,7 +350,9 @@ def test_resuming_is_exact(
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
 
 
-def test_nothing_changes_without_gradients() -> None:
-    with torch.no_grad(), native_layers.native_layers(True):  # acting is not its business
-        x, w = torch.randn(64, 256), torch.randn(256, 256)
-        assert torch.equal(F.linear(x, w), x @ w.t())
+def test_products_without_gradients_are_native_too(isa: str) -> None:
+    x, w = torch.randn(64, 300), torch.randn(256, 300)
+    with torch.no_grad(), native_layers.native_layers(True):
+        ours = F.linear(x, w)
+    assert not ours.requires_grad
+    assert torch.equal(ours, multiply(x, w.t()))

@@ -28,9 +28,10 @@ from benchmarks.plain_training import PlainIql, PlainReinformer
 from dtag_fast.checkpoint import load_tensors
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.config import ModelConfig
-from dtag_fast.training.config import CriticConfig, PolicyConfig
-from dtag_fast.training.critic import train_critic
+from dtag_fast.training.config import Backend, CriticConfig, PolicyConfig, critic_preset
+from dtag_fast.training.critic import TransitionLearner, learner_class, train_critic
 from dtag_fast.training.iql import CriticLearner
+from dtag_fast.training.method_config import CriticMethod
 from dtag_fast.training.sequence import PolicyLearner
 from dtag_fast.training.together import train_critics
 
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 STEPS, EPISODE, OBSERVATION_DIM, ACTION_DIM = 100_000, 500, 17, 6
 SECONDS, FEWEST_ROUNDS, MOST_ROUNDS, ATTEMPTS = 12.0, 9, 400, 3
-CURVE = {"iql": 300, "reinformer": 12}  # updates whose losses are compared
+CURVE = {"iql": 300, "reinformer": 12, "td3-bc": 30, "cql": 6, "ensemble": 30}
+BACKENDS: tuple[Backend, ...] = ("native", "torch")
 SEEDS, SEED_STEPS, SEED_ROUNDS = 4, 500, 3
 CPU = torch.device("cpu")
 FLOOR = "multiply-adds"
@@ -65,9 +67,10 @@ NOTES = [
     "One thread: by the processor's clock. More: by the wall's, where nothing else was busy, in "
     "bursts of updates as in a training.",
     "floor: multiply-adds of the update in float32 at this machine's rate in the same rounds.",
+    "td3-bc, cql, ensemble: plain is the same learner with torch's layers.",
     "curve: largest difference between the losses of ours and of the plain one over "
-    f"{CURVE['iql']} updates (iql) or {CURVE['reinformer']} (reinformer, without dropout), "
-    "relative to the loss.",
+    f"{CURVE['iql']} updates (iql), {CURVE['reinformer']} (reinformer, without dropout), "
+    f"{CURVE['cql']} (cql) or {CURVE['ensemble']} (td3-bc, ensemble), relative to the loss.",
 ]
 
 
@@ -106,7 +109,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 class Ours:
     """A learner's updates, counted."""
 
-    def __init__(self, learner: CriticLearner | PolicyLearner, losses: Sequence[str]) -> None:
+    def __init__(self, learner: TransitionLearner | PolicyLearner, losses: Sequence[str]) -> None:
         self.learner = learner
         learner.model.train()
         self.columns = [learner.terms.index(name) for name in losses]
@@ -148,6 +151,25 @@ def reinformer(data: Trajectories, dropout: float, **changes: Any) -> tuple[Upda
     return Ours(learner, ("loss",)).update, plain.update
 
 
+def by_method(data: Trajectories, method: CriticMethod) -> tuple[Update, Update, float]:
+    """Ours, the same learner with torch's layers, and how far apart their losses are."""
+    learners, curves = [], []
+    for backend in BACKENDS:
+        torch.manual_seed(0)
+        config = dataclasses.replace(
+            critic_preset(method, "halfcheetah-medium"),
+            device="cpu",
+            reward_scaling="none",
+            backend=backend,
+        )
+        learner = learner_class(config)(data, config, CPU)
+        update = Ours(learner, learner.terms[:1]).update
+        curves.append(np.array([update() for _ in range(CURVE[method])]))
+        learners.append(update)
+    ours, plain = curves
+    return learners[0], learners[1], float((abs(ours - plain) / abs(plain)).max())
+
+
 def iql_work() -> float:
     """Multiply-adds of an update: three networks trained, two targets and V(s') besides."""
     config = CriticConfig()
@@ -180,7 +202,7 @@ class Race:
     name: str
     precision: str
     curve: float
-    work: float
+    work: float | None = None  # multiply-adds, where there is a floor
 
 
 @pytest.fixture
@@ -223,7 +245,7 @@ def measure(
                 "x plain": times["plain"]["p50"] / own["p50"],
                 "curve": race.curve if name == "ours" else None,
             }
-            if FLOOR in times:
+            if FLOOR in times and race.work is not None:
                 rate = threads * limits.multiply_adds() / times[FLOOR]["p50"]
                 row["floor ms"] = race.work / rate / 1e3
                 row["x floor"] = own["p50"] / 1e3 / row["floor ms"]
@@ -251,6 +273,15 @@ def test_reinformer(
     assert curve < allowed, f"the losses differ by {curve:.1e} of their size"
     race = Race("reinformer", precision, curve, reinformer_work())
     measure(race, threads, *reinformer(data, ModelConfig().dropout, autocast=autocast))
+
+
+@pytest.mark.parametrize("method", ["td3-bc", "cql", "ensemble"])
+def test_other_critics(
+    data: Trajectories, threads: int, measure: Measure, method: CriticMethod
+) -> None:
+    ours, plain, curve = by_method(data, method)
+    assert curve < 1e-2, f"the losses differ by {curve:.1e} of their size"
+    measure(Race(method, "fp32", curve), threads, ours, plain)
 
 
 def test_seeds_together(

@@ -14,13 +14,16 @@ struct Matrix {
 };
 
 // out [rows, columns] = a [rows, inner] b [inner, columns] + bias [columns], where bias may be null
-// and inner is at least 1. Rows of out are `out_stride` apart.
+// and inner is at least 1. Rows of out are `out_stride` apart. So `count` times, each of them further
+// on in memory by the next_ strides.
 struct Product {
   int rows, columns, inner;
   Matrix a, b;
   const float* bias;
   float* out;
   ptrdiff_t out_stride;
+  int count = 1;
+  ptrdiff_t next_a = 0, next_b = 0, next_bias = 0, next_out = 0;
 };
 
 // Parameters as torch keeps them, with what Adam and a target network keep beside them.

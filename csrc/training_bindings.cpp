@@ -43,21 +43,33 @@ class Workspace64 {
   std::vector<float> memory_;
 };
 
-using Strided = std::array<int64_t, 3>;  // address, and the strides of Matrix
+using Strided = std::array<int64_t, 4>;  // address, stride to the next product, those of Matrix
 
 Matrix matrix(const Strided& of) {
-  return {at<const float>(static_cast<uintptr_t>(of[0])), static_cast<ptrdiff_t>(of[1]),
-          static_cast<ptrdiff_t>(of[2])};
+  return {at<const float>(static_cast<uintptr_t>(of[0])), static_cast<ptrdiff_t>(of[2]),
+          static_cast<ptrdiff_t>(of[3])};
 }
 
-void run_multiply(int rows, int columns, int inner, const Strided& a, const Strided& b,
-                  uintptr_t bias, uintptr_t out, int64_t out_stride, int threads) {
+// bias: address, stride to the next product; out: address, strides to the next and between rows.
+void run_multiply(int count, int rows, int columns, int inner, const Strided& a, const Strided& b,
+                  const std::array<int64_t, 2>& bias, const std::array<int64_t, 3>& out,
+                  int threads) {
   thread_local Workspace64 workspace;
   const TrainingKernels& with = training_kernels();
-  const Product product{rows,      columns,
-                        inner,     matrix(a),
-                        matrix(b), at<const float>(bias),
-                        at<float>(out), static_cast<ptrdiff_t>(out_stride)};
+  const auto stride = [](int64_t of) { return static_cast<ptrdiff_t>(of); };
+  const Product product{rows,
+                        columns,
+                        inner,
+                        matrix(a),
+                        matrix(b),
+                        at<const float>(static_cast<uintptr_t>(bias[0])),
+                        at<float>(static_cast<uintptr_t>(out[0])),
+                        stride(out[2]),
+                        count,
+                        stride(a[1]),
+                        stride(b[1]),
+                        stride(bias[1]),
+                        stride(out[1])};
   const py::gil_scoped_release released;
   with.multiply(product, workspace.get(with.multiply_workspace(product)), threads);
 }
@@ -194,8 +206,8 @@ void run_lamb(const std::vector<std::array<uintptr_t, 5>>& tensors,
 
 void bind_training(py::module_& module) {
   module.def("can_train", [] { return kernels().training != nullptr; });
-  module.def("multiply", &run_multiply, py::arg("rows"), py::arg("columns"), py::arg("inner"),
-             py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("out"), py::arg("out_stride"),
+  module.def("multiply", &run_multiply, py::arg("count"), py::arg("rows"), py::arg("columns"),
+             py::arg("inner"), py::arg("a"), py::arg("b"), py::arg("bias"), py::arg("out"),
              py::arg("threads"));
   module.def("gelu", &run_gelu, py::arg("x"), py::arg("value"), py::arg("slope"),
              py::arg("elements"), py::arg("threads"));

@@ -125,19 +125,21 @@ def can_train() -> bool:
     """Whether the instruction set in use has the kernels below."""
 
 def multiply(
+    count: int,
     rows: int,
     columns: int,
     inner: int,
-    a: tuple[int, int, int],
-    b: tuple[int, int, int],
-    bias: int,
-    out: int,
-    out_stride: int,
+    a: tuple[int, int, int, int],
+    b: tuple[int, int, int, int],
+    bias: tuple[int, int],
+    out: tuple[int, int, int],
     threads: int,
 ) -> None:
-    """out [rows, columns] = a [rows, inner] b [inner, columns] + bias [columns], all float32.
+    """out [count, rows, columns] = a [count, rows, inner] b [count, inner, columns] + bias
+    [count, 1, columns], all float32.
 
-    A matrix comes as its address and the strides of its two dimensions, in floats; bias may be 0.
+    An array comes as its address and its strides in floats, those of columns of bias and out, which
+    are 1, left out; the address of bias may be 0.
     """
 
 def gelu(x: int, value: int, slope: int, elements: int, threads: int) -> None:

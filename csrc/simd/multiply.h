@@ -12,9 +12,7 @@ inline namespace DTAG_TARGET {
 
 class Multiply {
  public:
-  static size_t workspace(const Product& product) {
-    return static_cast<size_t>(panels(product.columns)) * panel * std::min(slab, product.inner);
-  }
+  static size_t workspace(const Product& product) { return packed_size(product) * product.count; }
 
   Multiply(const Product& product, float* workspace)
       : p_(product),
@@ -24,13 +22,14 @@ class Multiply {
         column_items_((panels_ + block_panels - 1) / block_panels) {}
 
   int phases() const { return 2 * ((p_.inner + slab - 1) / slab); }
-  int count(int phase) const { return phase % 2 == 0 ? panels_ : row_items_ * column_items_; }
+  int count(int phase) const { return p_.count * items(phase); }
   void item(int phase, int i) const {
     const int start = phase / 2 * slab, inner = std::min(slab, p_.inner - start);
+    const int which = i / items(phase), own = i % items(phase);
     if (phase % 2 == 0)
-      pack_panel(i, start, inner);
+      pack_panel(which, own, start, inner);
     else
-      multiply_block(i / column_items_, i % column_items_, start, inner);
+      multiply_block(which, own / column_items_, own % column_items_, start, inner);
   }
 
  private:
@@ -39,14 +38,22 @@ class Multiply {
   static constexpr int block_panels = 8;
   static_assert(block_rows % tile_rows == 0);
 
-  float* packed(int index, int inner) const {
-    return workspace_ + static_cast<size_t>(index) * panel * inner;
+  static size_t packed_size(const Product& product) {
+    return static_cast<size_t>(panels(product.columns)) * panel * std::min(slab, product.inner);
   }
 
-  void pack_panel(int index, int start, int inner) const {
+  // Of one product.
+  int items(int phase) const { return phase % 2 == 0 ? panels_ : row_items_ * column_items_; }
+
+  float* packed(int which, int index, int inner) const {
+    return workspace_ + which * packed_size(p_) + static_cast<size_t>(index) * panel * inner;
+  }
+
+  void pack_panel(int which, int index, int start, int inner) const {
     const int first = index * panel, width = std::min(panel, p_.columns - first);
-    const float* const from = p_.b.data + start * p_.b.row + first * p_.b.column;
-    float* const to = packed(index, inner);
+    const float* const from =
+        p_.b.data + which * p_.next_b + start * p_.b.row + first * p_.b.column;
+    float* const to = packed(which, index, inner);
     int k = 0;
     if (p_.b.row == 1 && width == panel)
       for (; k + panel <= inner; k += panel)
@@ -61,20 +68,20 @@ class Multiply {
     }
   }
 
-  void multiply_block(int row_item, int column_item, int start, int inner) const {
+  void multiply_block(int which, int row_item, int column_item, int start, int inner) const {
     alignas(64) float rows[block_rows * slab];
     const int first = row_item * block_rows, count = std::min(block_rows, p_.rows - first);
     for (int i = 0; i < count; i += tile_rows)
-      pack_rows(first + i, std::min(tile_rows, count - i), start, inner, rows + i * inner);
+      pack_rows(which, first + i, std::min(tile_rows, count - i), start, inner, rows + i * inner);
     const int last = std::min(panels_, (column_item + 1) * block_panels);
     const Segments whole{1, inner, 0, 0};
     for (int index = column_item * block_panels; index < last; ++index)
       for (int c = index * panel; c < std::min((index + 1) * panel, p_.columns); c += chunk) {
-        const float* const b = packed(index, inner) + c % panel;
+        const float* const b = packed(which, index, inner) + c % panel;
         for (int i = 0; i < count; i += tile_rows) {
           const Matrix a{rows + i * inner, 1, tile_rows};
           const auto finish = [&](int r, int j, Vec sum) {
-            finish_vector(first + i + r, c + j, sum, start == 0);
+            finish_vector(which, first + i + r, c + j, sum, start == 0);
           };
           if (count - i >= tile_rows)
             product_block<tile_rows>(a, 0, b, whole, finish);
@@ -85,8 +92,9 @@ class Multiply {
   }
 
   // to [inner, tile_rows]
-  void pack_rows(int first, int count, int start, int inner, float* to) const {
-    const float* const from = p_.a.data + first * p_.a.row + start * p_.a.column;
+  void pack_rows(int which, int first, int count, int start, int inner, float* to) const {
+    const float* const from =
+        p_.a.data + which * p_.next_a + first * p_.a.row + start * p_.a.column;
     if (count == tile_rows)
       for (int k = 0; k < inner; ++k)
         DTAG_UNROLL
@@ -98,10 +106,11 @@ class Multiply {
           to[k * tile_rows + r] = from[r * p_.a.row + k * p_.a.column];
   }
 
-  void finish_vector(int row, int column, Vec sum, bool first) const {
+  void finish_vector(int which, int row, int column, Vec sum, bool first) const {
     if (column >= p_.columns) return;
-    float* const out = p_.out + row * p_.out_stride + column;
-    const float* const before = !first ? out : p_.bias != nullptr ? p_.bias + column : nullptr;
+    float* const out = p_.out + which * p_.next_out + row * p_.out_stride + column;
+    const float* const bias = p_.bias != nullptr ? p_.bias + which * p_.next_bias + column : nullptr;
+    const float* const before = first ? bias : out;
     if (column + Vec::lanes <= p_.columns) {
       store(out, before != nullptr ? load(before) + sum : sum);
       return;

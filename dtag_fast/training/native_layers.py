@@ -157,20 +157,28 @@ REPLACEMENTS: dict[Any, Callable[..., Tensor | None]] = {
 }
 
 
-def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """a [M, K] b [K, N] + bias [N], float32 on the CPU, of any strides; `out` without gaps."""
-    rows, inner = a.shape
-    columns = b.shape[1]
-    out = torch.empty(rows, columns) if out is None else out
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [M, K] b [K, N] + bias [N], float32 on the CPU, of any strides."""
+    out = _multiply_each(
+        a.unsqueeze(0), b.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
+    )
+    return out.squeeze(0)
+
+
+def _multiply_each(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [E, M, K] b [E, K, N] + bias [E, N], by one call for all E."""
+    count, rows, inner = a.shape
+    columns = b.shape[2]
+    out = torch.empty(count, rows, columns)
     _load().multiply(
+        count,
         rows,
         columns,
         inner,
         (a.data_ptr(), *a.stride()),
         (b.data_ptr(), *b.stride()),
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        columns,
+        (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0)),
+        (out.data_ptr(), rows * columns, columns),
         torch.get_num_threads(),
     )
     return out
@@ -202,7 +210,7 @@ class _LinearOfHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply_heads(x, weight, bias)
+        return _multiply_each(x, weight, bias.squeeze(1))
 
     @staticmethod
     @once_differentiable
@@ -210,20 +218,11 @@ class _LinearOfHeads(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_bias, of_x, of_weight = ctx.needs_input_grad
         by_bias = by_out.sum(dim=1, keepdim=True) if of_bias else None
-        by_x = _multiply_heads(by_out, weight.transpose(1, 2)) if of_x else None
-        # In the order of the parameter, [E, out, in], of which the weight is the transposed view.
-        by_weight = (
-            _multiply_heads(by_out.transpose(1, 2), x).transpose(1, 2) if of_weight else None
-        )
+        by_x = _multiply_each(by_out, weight.transpose(1, 2)) if of_x else None
+        by_weight = None
+        if of_weight:  # in the order of the parameter, [E, out, in]
+            by_weight = _multiply_each(by_out.transpose(1, 2), x).transpose(1, 2)
         return by_bias, by_x, by_weight
-
-
-def _multiply_heads(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a [E, M, K] b [E, K, N] + bias [E, 1, N]."""
-    out = torch.empty(*a.shape[:2], b.shape[2])
-    for e in range(len(a)):
-        multiply(a[e], b[e], None if bias is None else bias[e, 0], out[e])
-    return out
 
 
 class _Gelu(torch.autograd.Function):

@@ -78,6 +78,38 @@ void check_product(Report& report, const TrainingKernels& with, Random& random, 
   }
 }
 
+// Several in one call are each of them alone, bit for bit; here all have one a, as heads have.
+void check_several(Report& report, const TrainingKernels& with, Random& random, int rows,
+                   int columns, int inner) {
+  constexpr int count = 3;
+  const Stored a(random, rows, inner, false, 1);
+  const ptrdiff_t next_b = static_cast<ptrdiff_t>(inner) * columns + 5, next_bias = columns + 2;
+  const ptrdiff_t next_out = static_cast<ptrdiff_t>(rows) * columns + 7;
+  const Floats b = drawn(random, static_cast<size_t>(count * next_b));
+  const Floats bias = drawn(random, static_cast<size_t>(count * next_bias));
+  Floats out(static_cast<size_t>(count * next_out), untouched), expected = out;
+  Product product{rows,     columns,     inner,      a.matrix, Matrix{b.data(), columns, 1},
+                  bias.data(), out.data(), columns};
+  for (int e = 0; e < count; ++e) {
+    Product alone = product;
+    alone.b.data += e * next_b;
+    alone.bias += e * next_bias;
+    alone.out = expected.data() + e * next_out;
+    const Workspace workspace(with.multiply_workspace(alone));
+    with.multiply(alone, workspace.get(), 1);
+  }
+  product.count = count;
+  product.next_b = next_b;
+  product.next_bias = next_bias;
+  product.next_out = next_out;
+  for (const int threads : {1, 3}) {
+    out.assign(out.size(), untouched);
+    const Workspace workspace(with.multiply_workspace(product));
+    with.multiply(product, workspace.get(), threads);
+    report.check("three products " + sizes({rows, columns, inner}), out == expected);
+  }
+}
+
 void check_products(Report& report, const TrainingKernels& with) {
   Random random(1);
   for (const int rows : {1, 5, 17, 33})
@@ -87,6 +119,8 @@ void check_products(Report& report, const TrainingKernels& with) {
   check_product(report, with, random, 3, 33, 513);
   check_product(report, with, random, 97, 20, 19);
   check_product(report, with, random, 5, 259, 33);
+  check_several(report, with, random, 5, 7, 3);
+  check_several(report, with, random, 97, 70, 300);
 }
 
 // --- GELU and dropout ---

@@ -83,8 +83,10 @@ class PlainIql:
         rows = self.generator.integers(len(self.columns[0]), size=self.config.batch_size)
         s, a, next_s, reward, mask = (column[rows] for column in self.columns)
         reward, mask = reward.squeeze(-1), mask.squeeze(-1)
-        with torch.no_grad():
-            next_v = self.vf(next_s).squeeze(-1)
+        joint = self.config.update_order == "joint"
+        if joint:
+            with torch.no_grad():
+                next_v = self.vf(next_s).squeeze(-1)
 
         with torch.no_grad():
             target_q = self.q_target(s, a)
@@ -96,10 +98,10 @@ class PlainIql:
         v_loss.backward()  # type: ignore[no-untyped-call]
         self.v_optimizer.step()
 
-        if self.config.update_order == "value_first":
+        if not joint:
             with torch.no_grad():
                 next_v = self.vf(next_s).squeeze(-1)
-        targets = reward + mask * self.config.discount * next_v.detach()
+        targets = reward + mask * self.config.discount * next_v
         qs = self.qf.both(s, a)
         losses = [F.mse_loss(q, targets) for q in qs]
         total = torch.stack(losses).sum()

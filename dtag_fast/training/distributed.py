@@ -71,6 +71,14 @@ class Group:
             gradients, [x.view_as(g) for x, g in zip(parts, gradients, strict=True)]
         )
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of all processes' values, without a gradient."""
+        if self.alone:
+            return values.detach()
+        total = values.detach().clone()
+        self._reach(lambda: torch.distributed.all_reduce(total))
+        return total
+
     def sum_terms(self, terms: Tensor, wish: bool) -> tuple[Tensor, bool]:
         """The sum of all processes' terms, and whether any of them has the wish."""
         if self.alone:

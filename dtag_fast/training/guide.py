@@ -15,6 +15,7 @@ from dtag_fast.models.decision_transformer import SequenceModel
 from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.training.config import CriticConfig, PolicyConfig
 from dtag_fast.training.critic import build_critic, load_critic
+from dtag_fast.training.distributed import ALONE, Group
 from dtag_fast.training.ensemble import values_of_heads
 from dtag_fast.training.iql import ValueFunction
 
@@ -39,17 +40,22 @@ class Guide(nn.Module):
         self.value = value
         self.requires_grad_(False).eval()
 
-    def q_loss(self, observations: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+    def q_loss(
+        self, observations: Tensor, actions: Tensor, mask: Tensor, group: Group = ALONE
+    ) -> Tensor:
         """-Q of a policy's actions [B, K, A], mean over the steps where the mask [B, K] is True.
 
         In units of Q's mean size, which gets no gradient: each head's mean is divided by the size
         of the next head, and the heads' mean is taken. QT (Hu et al. 2024, charleshsc/QT,
-        training/ql_trainer.py) does so with one of its two heads, drawn at random.
+        training/ql_trainer.py) does so with one of its two heads, drawn at random. The steps are
+        those of this process; Q's size is that of all processes' together.
         """
         q = self.critic(observations.flatten(0, 1), actions.flatten(0, 1)).float()  # [E, B K]
         real, count = mask.flatten(), mask.sum()
         means = torch.where(real, q, 0.0).sum(dim=1) / count
-        sizes = torch.where(real, q.detach().abs(), 0.0).sum(dim=1) / count
+        absolute = torch.where(real, q.abs(), 0.0).sum(dim=1)
+        totals = group.sum(torch.cat((absolute, count.to(q.dtype).unsqueeze(0))))
+        sizes = totals[:-1] / totals[-1]
         # Q may be 0 everywhere, as it is at the start of a problem without rewards.
         sizes = sizes.clamp(min=torch.finfo(torch.float32).tiny)
         return -(means / sizes.roll(-1)).mean()

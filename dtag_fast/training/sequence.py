@@ -315,7 +315,7 @@ class PolicyLearner(Learner):
             return losses
         assert self.guide is not None, "load_guide has let a missing critic through"
         with self._precision():
-            critic_loss = self.guide.q_loss(observations, predicted, drawn).unsqueeze(0)
+            critic_loss = self.guide.q_loss(observations, predicted, drawn, self.group).unsqueeze(0)
         loss = losses[:1] + self.config.q_weight * critic_loss
         return torch.cat((loss, losses[1:], critic_loss))
 

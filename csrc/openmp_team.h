@@ -7,7 +7,8 @@ namespace dtag {
 
 // Calls work(), which must not throw, in the calling thread and in up to `threads` - 1 of that
 // runtime's, and returns true; or false without a call, where the process has no such runtime or is
-// a fork of one that had, whose threads are gone.
+// a fork of one that had, whose threads are gone. (A process that was forked before this module was
+// loaded cannot know; torch's own parallel operations wait for ever there, too.)
 //
 // After each parallel operation these threads spin for milliseconds, waiting for the next one.
 // Threads of another pool would share their cores with them all that time.

@@ -21,7 +21,7 @@ from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.actor import TanhGaussianActor
 from dtag_fast.training.captured import captures
 from dtag_fast.training.config import CriticConfig
-from dtag_fast.training.critic import Batch, TransitionLearner, follow, step
+from dtag_fast.training.critic import Batch, TransitionLearner, follow, frozen, step
 
 INITIAL_LOG_MULTIPLIER = 1.0
 LARGEST_MULTIPLIER = 1e6
@@ -78,7 +78,8 @@ class CqlLearner(TransitionLearner):
         """One update. Each loss is of the networks as they were before it."""
         observations, actions, next_observations, rewards, continues = batch
         temperature = self.log_temperature.detach().exp()
-        actor_loss, log_density = self._actor_loss(observations, temperature)
+        with frozen(self.model):
+            actor_loss, log_density = self._actor_loss(observations, temperature)
         targets = self._targets(next_observations, rewards, continues)
         error, gap, q_mean = self._q_losses(observations, actions, next_observations, targets)
 

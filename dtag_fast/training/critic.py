@@ -9,8 +9,9 @@ import copy
 import functools
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ class TransitionLearner(Learner):
             normalizer = Normalizer.identity(data.observation_dim)
         self.config = config
         self.device = device
-        self.native_layers = _takes_native_layers(config, device)
+        self.native_layers = _takes_native_layers(config, data, device)
         self.normalizer = normalizer
         self.sizes = [data.observation_dim, data.action_dim, data.observation_dim, 1, 1]
         scaled = scale_rewards(data, config.reward_scaling)
@@ -233,7 +234,7 @@ class TransitionLearner(Learner):
         self.generator.bit_generator.state = state
 
 
-def _takes_native_layers(config: CriticConfig, device: torch.device) -> bool:
+def _takes_native_layers(config: CriticConfig, data: Trajectories, device: torch.device) -> bool:
     if config.backend == "torch":
         return False
     reason = native_layers.unsupported_reason(config, device)
@@ -243,7 +244,25 @@ def _takes_native_layers(config: CriticConfig, device: torch.device) -> bool:
         reason = "it has no second derivatives, which ensemble.diversity takes"
     if config.backend == "native" and config.method != "iql" and reason is not None:
         raise ValueError(f"backend: 'native' cannot train this critic: {reason}")
-    return reason is None
+    if config.backend == "native" or reason is not None:
+        return reason is None
+    # Where no layer is large enough for a kernel, looking for one costs more than nothing.
+    rows = config.batch_size * (3 * config.cql.samples if config.method == "cql" else 1)
+    widths = [data.observation_dim + data.action_dim, *config.hidden, 1]
+    return rows * max(i * o for i, o in pairwise(widths)) >= native_layers.LEAST_WORK
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """A loss that is computed within this has no gradients by the module's parameters."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -107,10 +107,11 @@ class NativeIql:
             beta2,
             group["eps"],
         )
+        index = np.ascontiguousarray(rows, dtype=np.int64)
         losses = torch.empty(4)
         self._trainer.step(
             self._rows.data_ptr(),
-            np.ascontiguousarray(rows, dtype=np.int64).ctypes.data,
+            index.ctypes.data,
             adam,
             losses.data_ptr(),
             self.threads or torch.get_num_threads(),

@@ -81,41 +81,48 @@ class _NativeLayers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    if torch.is_autocast_enabled("cpu"):
+# Replacements have the parameters of what they replace; None leaves the call to torch.
+
+
+def _linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, **others: Any
+) -> Tensor | None:
+    tensors = [input, weight] if bias is None else [input, weight, bias]
+    if others or not _takes(tensors) or input.numel() * weight.shape[0] < LEAST_WORK:
         return None
-    if not _plain(x) or x.numel() * weight.shape[0] < LEAST_WORK:
+    if input.numel() < LEAST_ELEMENTS or input.shape[-1] != weight.shape[-1]:
         return None
-    out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    out: Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
 
-def _linear_of_heads(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+def _linear_of_heads(input: Tensor, batch1: Tensor, batch2: Tensor, **others: Any) -> Tensor | None:
     """Of `Critic.forward`: bias [E, 1, out] + x [E, B, in] weight [E, in, out]."""
-    if torch.is_autocast_enabled("cpu") or bias.shape != (len(x), 1, weight.shape[-1]):
+    if others or not _takes([input, batch1, batch2]):
         return None
-    if x.device.type != "cpu" or not bias.dtype == x.dtype == weight.dtype == torch.float32:
+    (heads, batch, inputs), outputs = batch1.shape, batch2.shape[-1]
+    if input.shape != (heads, 1, outputs) or batch2.shape != (heads, inputs, outputs):
         return None
-    if x[0].numel() * weight.shape[-1] < LEAST_WORK:
+    if batch * inputs * outputs < LEAST_WORK:
         return None
-    out: Tensor = _LinearOfHeads.apply(bias, x, weight)  # type: ignore[no-untyped-call]
+    out: Tensor = _LinearOfHeads.apply(input, batch1, batch2)  # type: ignore[no-untyped-call]
     return out
 
 
-def _gelu(x: Tensor, approximate: str = "none") -> Tensor | None:
-    if approximate != "none" or not _plain(x) or not x.is_contiguous():
+def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:
+    if approximate != "none" or not _plain(input) or not input.is_contiguous():
         return None
-    out: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
+    out: Tensor = _Gelu.apply(input)  # type: ignore[no-untyped-call]
     return out
 
 
 def _dropout(
-    x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor | None:
-    if not training or p == 0.0 or inplace or not _plain(x.float()):
+    if not training or p == 0.0 or inplace or not _plain(input.float()):
         return None
-    out: Tensor = _Dropout.apply(x.float(), p)  # type: ignore[no-untyped-call]
-    return out.to(x.dtype)
+    out: Tensor = _Dropout.apply(input.float(), p)  # type: ignore[no-untyped-call]
+    return out.to(input.dtype)
 
 
 def _attention(
@@ -125,12 +132,13 @@ def _attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    **others: Any,
 ) -> Tensor | None:
-    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16):
+    if others or query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16):
         return None
     wide = [x.float() for x in (query, key, value)]
     length, width = query.shape[-2:]
-    short = length <= LONGEST and width % 16 == 0 and query.ndim == 4
+    short = length <= LONGEST and width % 16 == 0 and query.ndim == 4 and length > 0
     visible = is_causal if attn_mask is None else attn_mask.dtype == torch.bool and not is_causal
     if visible and short and query.shape == key.shape == value.shape and 0.0 <= dropout_p < 1.0:
         attended: Tensor = _Attention.apply(*wide, attn_mask, dropout_p)  # type: ignore[no-untyped-call]
@@ -142,6 +150,13 @@ def _attention(
     else:
         return None
     return attended.to(query.dtype)
+
+
+def _takes(tensors: list[Tensor]) -> bool:
+    """Whether a product of these is one that torch would compute in float32 on the CPU."""
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
 
 
 def _plain(x: Tensor) -> bool:
@@ -159,17 +174,24 @@ REPLACEMENTS: dict[Any, Callable[..., Tensor | None]] = {
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a [M, K] b [K, N] + bias [N], float32 on the CPU, of any strides."""
-    out = _multiply_each(
-        a.unsqueeze(0), b.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
-    )
-    return out.squeeze(0)
+    out = torch.empty(len(a), b.shape[1])
+    biases = None if bias is None else bias.unsqueeze(0)
+    _multiply(a.unsqueeze(0), b.unsqueeze(0), biases, out.unsqueeze(0))
+    return out
 
 
-def _multiply_each(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a [E, M, K] b [E, K, N] + bias [E, N], by one call for all E."""
+def multiply_each(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same E times by one call: a [E, M, K], b [E, K, N], bias [E, N]."""
+    out = torch.empty(*a.shape[:2], b.shape[2])
+    _multiply(a, b, bias, out)
+    return out
+
+
+def _multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:
     count, rows, inner = a.shape
     columns = b.shape[2]
-    out = torch.empty(count, rows, columns)
+    if bias is not None:
+        bias = bias.contiguous()
     _load().multiply(
         count,
         rows,
@@ -177,11 +199,10 @@ def _multiply_each(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         inner,
         (a.data_ptr(), *a.stride()),
         (b.data_ptr(), *b.stride()),
-        (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0)),
+        (0, 0) if bias is None else (bias.data_ptr(), columns),
         (out.data_ptr(), rows * columns, columns),
         torch.get_num_threads(),
     )
-    return out
 
 
 class _Linear(torch.autograd.Function):
@@ -192,16 +213,21 @@ class _Linear(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(flat, weight)
         ctx.shape = x.shape
-        return multiply(flat, weight.t(), bias).view(*x.shape[:-1], -1)
+        # Of its final shape: a view could not be changed in place afterwards.
+        out = torch.empty(*x.shape[:-1], len(weight))
+        biases = None if bias is None else bias.unsqueeze(0)
+        _multiply(flat.unsqueeze(0), weight.t().unsqueeze(0), biases, out.view(1, len(flat), -1))
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
         flat, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
         by_out = by_out.reshape(-1, by_out.shape[-1])
-        by_x = multiply(by_out, weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        by_weight = multiply(by_out.t(), flat)
-        return by_x, by_weight, by_out.sum(dim=0) if ctx.needs_input_grad[2] else None
+        by_x = multiply(by_out, weight).view(ctx.shape) if of_x else None
+        by_weight = multiply(by_out.t(), flat) if of_weight else None
+        return by_x, by_weight, by_out.sum(dim=0) if of_bias else None
 
 
 class _LinearOfHeads(torch.autograd.Function):
@@ -210,7 +236,7 @@ class _LinearOfHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply_each(x, weight, bias.squeeze(1))
+        return multiply_each(x, weight, bias.squeeze(1))
 
     @staticmethod
     @once_differentiable
@@ -218,10 +244,10 @@ class _LinearOfHeads(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_bias, of_x, of_weight = ctx.needs_input_grad
         by_bias = by_out.sum(dim=1, keepdim=True) if of_bias else None
-        by_x = _multiply_each(by_out, weight.transpose(1, 2)) if of_x else None
+        by_x = multiply_each(by_out, weight.transpose(1, 2)) if of_x else None
         by_weight = None
         if of_weight:  # in the order of the parameter, [E, out, in]
-            by_weight = _multiply_each(by_out.transpose(1, 2), x).transpose(1, 2)
+            by_weight = multiply_each(by_out.transpose(1, 2), x).transpose(1, 2)
         return by_bias, by_x, by_weight
 
 

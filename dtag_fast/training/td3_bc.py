@@ -17,7 +17,7 @@ from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.actor import Actor
 from dtag_fast.training.captured import CapturedUpdate, captures
 from dtag_fast.training.config import CriticConfig
-from dtag_fast.training.critic import Batch, TransitionLearner, follow, step
+from dtag_fast.training.critic import Batch, TransitionLearner, follow, frozen, step
 
 
 class Td3BcLearner(TransitionLearner):
@@ -72,7 +72,8 @@ class Td3BcLearner(TransitionLearner):
         q_loss, q_mean = self._q_loss(observations, actions, targets)
         step(self.q_optimizer, q_loss)
         if with_actor:
-            actor_loss, actor_error = self._actor_loss(observations, actions)
+            with frozen(self.model):
+                actor_loss, actor_error = self._actor_loss(observations, actions)
             step(self.actor_optimizer, actor_loss)
             self.actor_terms.copy_(torch.stack((actor_loss, actor_error)).detach())
             follow(self.target, self.model, self.config.polyak)

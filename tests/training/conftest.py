@@ -11,12 +11,20 @@ from torch import Tensor, nn
 
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
+from dtag_fast.training import native_layers
 from dtag_fast.training.config import CriticConfig
 
 
 @pytest.fixture
 def toy_data() -> Trajectories:
     return make_toy_data()
+
+
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors however small go to the native kernels."""
+    monkeypatch.setattr(native_layers, "LEAST_WORK", 0)
+    monkeypatch.setattr(native_layers, "LEAST_ELEMENTS", 0)
 
 
 def make_toy_data(seed: int = 0) -> Trajectories:

@@ -17,7 +17,6 @@ from dtag_fast.training.critic import TransitionLearner, learner_class, train_cr
 from dtag_fast.training.method_config import EnsembleConfig
 from tests.training.conftest import critic_config
 from tests.training.test_critics import METHODS
-from tests.training.test_native_layers import any_size  # noqa: F401
 
 pytestmark = pytest.mark.skipif(
     not native_layers.available(), reason="the native module is not built"
@@ -88,3 +87,11 @@ def test_what_they_cannot_train(
         make_learner(toy_data, config, backend="native")
     if not config.compile:  # which takes its time
         assert not make_learner(toy_data, config, backend="auto").native_layers
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_small_networks_are_left_to_torch(name: str, toy_data: Trajectories) -> None:
+    """No kernel would take a layer, and each call would be looked at for nothing."""
+    assert not make_learner(toy_data, CONFIGS[name], backend="auto").native_layers
+    large = dataclasses.replace(CONFIGS[name], hidden=(256, 256), backend="auto")
+    assert make_learner(toy_data, large).native_layers

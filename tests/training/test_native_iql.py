@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -221,3 +222,16 @@ def test_the_scalar_kernels_leave_it_to_torch(toy_data: Trajectories) -> None:
             make_learner(toy_data, critic_config(), "native")
     finally:
         _native.select_isa(before)
+
+
+def test_rows_of_other_kinds(toy_data: Trajectories) -> None:
+    """Their copy has to live as long as the kernel reads it."""
+    rows = np.arange(64)[::2]
+    losses = []
+    kinds: list[Any] = [rows, rows.astype(np.int32), np.ascontiguousarray(rows)]
+    for own in kinds:
+        learner = make_learner(toy_data, critic_config(), "native")
+        assert learner.native is not None
+        losses.append(learner.native.step(own))
+    assert torch.equal(losses[0], losses[2])
+    assert torch.equal(losses[1], losses[2])

@@ -40,13 +40,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _native.select_isa(before)
 
 
-@pytest.fixture
-def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors however small go to the kernels."""
-    monkeypatch.setattr(native_layers, "LEAST_WORK", 0)
-    monkeypatch.setattr(native_layers, "LEAST_ELEMENTS", 0)
-
-
 def assert_no_worse(ours: Tensor, torchs: Tensor, exact: Tensor, share: float = 1e-6) -> None:
     """Against float64: at most twice torch's error, and a share of the largest value."""
     error, allowed = ((x.double() - exact).abs().max() for x in (ours, torchs))
@@ -348,6 +341,33 @@ def test_resuming_is_exact(
     train_policy(toy_data, config, tmp_path / "parts", resume=True)
     whole, parts = (checkpoint.load_tensors(tmp_path / name) for name in ("whole", "parts"))
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+
+
+def test_calls_of_other_kinds_are_torchs(any_size: None) -> None:
+    """Options that no kernel has, tensors that torch would refuse, and changes in place."""
+    x, w, bias = torch.randn(3, 8, 16), torch.randn(5, 16), torch.randn(10)[::2]
+    query = torch.randn(2, 2, 6, 16)
+    heads, weights = torch.randn(3, 1, 5), torch.randn(3, 16, 5)
+    calls: list[Callable[[], Tensor]] = [
+        lambda: F.linear(input=x, weight=w, bias=bias),
+        lambda: torch.baddbmm(heads, x, weights, beta=0.5),
+        lambda: F.scaled_dot_product_attention(query, query, query, is_causal=True, scale=0.1),
+        lambda: F.linear(x, w.requires_grad_()).relu_(),
+        lambda: torch.baddbmm(heads, x, weights.requires_grad_()).relu_(),
+    ]
+    for call in calls:
+        expected = call()
+        with native_layers.native_layers(True):
+            torch.testing.assert_close(call(), expected)
+    refused: list[Callable[[], Tensor]] = [
+        lambda: F.linear(x, w.double()),
+        lambda: F.linear(x, w[:, :7]),
+        lambda: torch.baddbmm(heads, x, weights[:2]),
+        lambda: torch.baddbmm(heads, x, weights[:, :7]),
+    ]
+    for call in refused:
+        with pytest.raises(RuntimeError), native_layers.native_layers(True):
+            call()
 
 
 def test_products_without_gradients_are_native_too(isa: str) -> None:

@@ -52,12 +52,14 @@ def assert_same(one: Path, other: Path) -> None:
         {},
         {"backend": "torch", "threads": 1},
         {"method": "td3-bc", "threads": 1},
+        {"method": "cql"},
+        {"method": "ensemble", "heads": 3, "threads": 1},
         {"evaluation_every": 20},
     ],
-    ids=["native", "torch", "td3-bc", "evaluated"],
+    ids=["native", "torch", "td3-bc", "cql", "ensemble", "evaluated"],
 )
 def test_as_one_after_another(
-    toy_data: Trajectories, tmp_path: Path, changes: dict[str, Any]
+    toy_data: Trajectories, any_size: None, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     config = dataclasses.replace(CONFIG, **changes)
 

@@ -14,6 +14,9 @@ from dtag_fast import Critic, Normalizer, Refiner
 from dtag_fast.refinement.export import export_refinement
 from dtag_fast.refinement.parity import random_batch, random_critic
 
+# Which torch.export.load of torch 2.11 draws from torch itself.
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+
 
 def run_onnx(path: Path, observations: Tensor, actions: Tensor) -> Tensor:
     onnxruntime = pytest.importorskip("onnxruntime")

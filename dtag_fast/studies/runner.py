@@ -59,7 +59,7 @@ def run_study(
 
     Raises:
         FileNotFoundError: datasets that are not there; the message says how to get each.
-        ValueError: rows of other data under the same name.
+        ValueError: rows, or a finished training, of other data under the same name.
         RuntimeError: another process is at work in `out`.
     """
     wanted = {run.key: run for run in reversed(runs)}
@@ -103,6 +103,20 @@ def _check_data(runs: Sequence[Run], rows: dict[str, dict[str, Any]]) -> None:
             )
 
 
+def _check_trained(training: Training, folder: Path) -> None:
+    """A finished training that is used must be of the data that is there now."""
+    known = work.trained_on(folder)
+    if known is None:
+        return
+    found = datasets.fingerprint(training.data)
+    if known != found:
+        raise ValueError(
+            f"trainings: {folder} was trained on {training.data.name!r} with the fingerprint "
+            f"{known[:16]}, but the dataset has {found[:16]} now; choose another folder of "
+            "trainings, or delete this training to have it done anew"
+        )
+
+
 def _write_trainings(out: Path, runs: Any) -> None:
     """The settings of every training by its key, for whoever reads the rows."""
     file = out / TRAININGS_FILE
@@ -132,6 +146,7 @@ class _Driver:
                 if training.key in trained or training.key in waiting:
                     continue
                 if work.is_trained(training, self._folder(training)):
+                    _check_trained(training, self._folder(training))
                     trained.add(training.key)
                 else:
                     waiting[training.key] = training

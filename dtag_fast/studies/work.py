@@ -84,6 +84,18 @@ def is_trained(training: Training, folder: Path) -> bool:
     return int(checkpoint.read_state(folder)["step"]) >= training.config.steps
 
 
+def trained_on(folder: Path) -> str | None:
+    """The fingerprint of the data that a training came to its end with; None if it is not said.
+
+    A folder that is said to be trained; one that diverged before fingerprints were kept says none.
+    """
+    diverged = folder / DIVERGED_FILE
+    if diverged.is_file():
+        found = checkpoint.read_json(diverged).get("fingerprint")
+        return None if found is None else str(found)
+    return str(checkpoint.read_state(folder)["dataset"]["fingerprint"])
+
+
 def train(training: Training, data: Trajectories, folders: Mapping[str, Path]) -> None:
     """Train, or go on where an earlier call was cut short.
 
@@ -100,7 +112,7 @@ def train(training: Training, data: Trajectories, folders: Mapping[str, Path]) -
         guide = folders[training.guide.key]
         if (guide / DIVERGED_FILE).is_file():
             what = checkpoint.read_json(guide / DIVERGED_FILE)["what"]
-            checkpoint.write_json(folder / DIVERGED_FILE, {"what": f"its critic: {what}"})
+            _write_diverged(folder, f"its critic: {what}", data)
             return
         config = replace(policy_config(training), progress=False, critic=str(guide))
     wants_evaluation = training.kind == "policy" and config.evaluation_every > 0
@@ -110,7 +122,12 @@ def train(training: Training, data: Trajectories, folders: Mapping[str, Path]) -
             data, config, folder, resume=True, evaluate=evaluation
         )
     except TrainingDiverged as error:
-        checkpoint.write_json(folder / DIVERGED_FILE, {"what": str(error)})
+        _write_diverged(folder, str(error), data)
+
+
+def _write_diverged(folder: Path, what: str, data: Trajectories) -> None:
+    found = {"what": what, "fingerprint": data.fingerprint()}
+    checkpoint.write_json(folder / DIVERGED_FILE, found)
 
 
 # --- measuring ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,11 +300,54 @@ def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
     data = Data(id="dtag/toy/changing-v0")
     make("toy", steps=50, id=data.id)
     do(toy_runs(1, data), HereEngine(), tmp_path)
-    make("toy", steps=60, id=data.id, force=True)
-    stored.load.cache_clear()  # as in a new process
-    stored.fingerprint.cache_clear()
+    make_anew(data, 60)
     with pytest.raises(ValueError, match="rows of 'dtag/toy/changing-v0' with the finger"):
         do(toy_runs(1, data), HereEngine(), tmp_path)
+
+
+def make_anew(data: Data, steps: int) -> None:
+    make("toy", steps=steps, id=data.id, force=True)
+    stored.load.cache_clear()  # as in a new process
+    stored.fingerprint.cache_clear()
+
+
+def test_a_finished_training_on_other_data_is_not_reused(tmp_path: Path) -> None:
+    data = Data(id="dtag/toy/remade-v0")
+    make_anew(data, 50)
+    runs, shared = toy_runs(1, data), tmp_path / "trainings"
+    run_study(runs, HereEngine(), tmp_path / "first", shared)
+    engine = HereEngine()
+    run_study(runs, engine, tmp_path / "second", shared)
+    assert [job.work for job in engine.jobs] == runs  # on the same data nothing is trained again
+    make_anew(data, 60)
+    engine = HereEngine()
+    said = (
+        f"{runs[0].policy.key} was trained on 'dtag/toy/remade-v0' with the fingerprint .* delete"
+    )
+    with pytest.raises(ValueError, match=said):
+        run_study(runs, engine, tmp_path / "third", shared)
+    assert engine.jobs == []
+
+
+def test_what_diverged_on_other_data_is_not_reused(tmp_path: Path) -> None:
+    data = Data(id="dtag/toy/remade-v1")
+    make_anew(data, 50)
+    runs, shared = toy_runs(1, data), tmp_path / "trainings"
+    wild = replace(runs[1].critic.config, learning_rate=1e30)  # type: ignore[union-attr]
+    critic = replace(runs[1].critic, config=wild)  # type: ignore[type-var]
+    run = replace(runs[1], critic=critic)
+    run_study([run], HereEngine(), tmp_path / "first", shared)
+    file = shared / run.trainings[1].key / DIVERGED_FILE
+    found = checkpoint.read_json(file)
+    assert found["fingerprint"] == stored.fingerprint(data)
+    shutil.rmtree(shared / run.policy.key)
+    make_anew(data, 60)
+    with pytest.raises(ValueError, match=f"{run.trainings[1].key} was trained on"):
+        run_study([run], HereEngine(), tmp_path / "second", shared)
+    # One from before fingerprints were kept stays what it was.
+    checkpoint.write_json(file, {"what": found["what"]})
+    report = run_study([run], HereEngine(), tmp_path / "second", shared)
+    assert report.rows[run.key]["status"] == "diverged"
 
 
 def test_missing_data_is_told_before_anything_is_done(tmp_path: Path) -> None:

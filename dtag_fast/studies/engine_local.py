@@ -99,7 +99,15 @@ class LocalEngine:
         if len(self._workers) >= self._most:
             return False
         available = self._available()
-        return available is None or available >= self._peak + RESERVE_BYTES
+        if available is None:
+            return True
+        promised = sum(self._yet_to_take(worker) for worker in self._workers)
+        return available - promised >= self._peak + RESERVE_BYTES
+
+    def _yet_to_take(self, worker: _Worker) -> int:
+        """Bytes that a worker is expected to use and does not use yet, so that they seem free."""
+        used = None if worker.process.pid is None else resident_bytes(worker.process.pid)
+        return 0 if used is None else max(0, self._peak - used)
 
     def _spawn(self) -> _Worker:
         here, there = self._context.Pipe()
@@ -139,6 +147,15 @@ def available_bytes() -> int | None:
     except (OSError, ValueError):
         pass
     return min(found, default=None)
+
+
+def resident_bytes(process: int) -> int | None:
+    """Memory that a process uses; None where the system does not say, or of one that ended."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * resource.getpagesize()
 
 
 def _death(process: BaseProcess) -> str:

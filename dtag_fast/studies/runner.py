@@ -13,6 +13,7 @@ from dtag_fast import __version__, checkpoint
 from dtag_fast.studies import datasets, work
 from dtag_fast.studies.declare import Data, Run, Training
 from dtag_fast.studies.engine import Engine, Job, Outcome
+from dtag_fast.studies.locks import locked
 from dtag_fast.studies.rows import ROWS_FILE, RowWriter
 
 ATTEMPTS = 3
@@ -53,14 +54,15 @@ def run_study(
         runs: what to do.
         engine: where; it stays open.
         out: folder of the rows.
-        trainings: folder of the trainings, one for each key. Several studies may share it, not at
-            the same time.
+        trainings: folder of the trainings, one for each key. Several studies may share it, one
+            after the other.
         say: takes a line for each thing that ended.
 
     Raises:
         FileNotFoundError: datasets that are not there; the message says how to get each.
         ValueError: rows, or a finished training, of other data under the same name.
-        RuntimeError: another process is at work in `out`.
+        RuntimeError: another process is at work in `out`, or in `trainings` and something is
+            missing.
     """
     wanted = {run.key: run for run in reversed(runs)}
     prepare({data for run in wanted.values() for data in _data_of(run)})
@@ -68,8 +70,10 @@ def run_study(
         missing = [run for run in dict.fromkeys(runs) if run.key not in rows.rows]
         _check_data([run for run in wanted.values() if run.key in rows.rows], rows.rows)
         _write_trainings(out, wanted.values())
-        driver = _Driver(engine, trainings, rows, say)
-        report = driver.run(missing)
+        report = Report({})
+        if missing:
+            with locked(trainings, f"for the study in {out.resolve()}"):
+                report = _Driver(engine, trainings, rows, say).run(missing)
         report.rows = {key: rows.rows[key] for key in wanted if key in rows.rows}
     failures = out / FAILURES_FILE
     if report.failures:

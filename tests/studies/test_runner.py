@@ -30,6 +30,7 @@ from dtag_fast.studies.engine_local import (
     available_bytes,
     resident_bytes,
 )
+from dtag_fast.studies.locks import locked
 from dtag_fast.studies.rows import ROWS_FILE, read_rows
 from dtag_fast.studies.runner import FAILURES_FILE, Report, run_study
 from dtag_fast.studies.work import DIVERGED_FILE
@@ -309,6 +310,33 @@ def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
     make_anew(data, 60)
     with pytest.raises(ValueError, match="rows of 'dtag/toy/changing-v0' with the finger"):
         do(toy_runs(1, data), HereEngine(), tmp_path)
+
+
+def test_studies_that_share_trainings_work_one_after_the_other(tmp_path: Path) -> None:
+    runs, shared = toy_runs(1), tmp_path / "trainings"
+    refused: list[str] = []
+
+    class Watched(HereEngine):
+        """Has another study started in the middle of this one."""
+
+        def wait(self) -> list[tuple[Job, Outcome]]:
+            if not refused:
+                with pytest.raises(RuntimeError, match="wait until that has ended") as error:
+                    run_study(toy_runs(2)[2:], HereEngine(), tmp_path / "second", shared)
+                refused.append(str(error.value))
+            return super().wait()
+
+    assert run_study(runs, Watched(), tmp_path / "first", shared).done == 2
+    assert f"{shared} is held by process {os.getpid()} on " in refused[0]
+    assert f"for the study in {tmp_path / 'first'}" in refused[0]
+    assert run_study(toy_runs(2)[2:], HereEngine(), tmp_path / "second", shared).done == 2
+
+
+def test_a_study_that_lacks_nothing_needs_no_trainings(tmp_path: Path) -> None:
+    runs, shared = toy_runs(1), tmp_path / "trainings"
+    run_study(runs, HereEngine(), tmp_path / "first", shared)
+    with locked(shared, "a test"):
+        assert len(run_study(runs, HereEngine(), tmp_path / "first", shared).rows) == 2
 
 
 def make_anew(data: Data, steps: int) -> None:

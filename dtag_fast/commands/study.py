@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dtag_fast.studies.declare import Data, Size
+    from dtag_fast.studies.declare import Data, Run, Size
     from dtag_fast.studies.declare import Study as Declared
     from dtag_fast.studies.engine import Engine
 
@@ -37,7 +39,7 @@ class Changes:
     """Of the sequence model."""
 
     device: str | None = None
-    """Where training happens: cpu, cuda, ..."""
+    """Where training happens: cpu, cuda, or auto: what there is of them on this machine."""
 
     methods: tuple[str, ...] | None = None
     """Policies, instead of the study's: bc, dt, iql, reinformer."""
@@ -51,7 +53,8 @@ class Study:
     """Run a declared study: what is missing of its grid, then tables and a report.
 
     `dtag study list` lists the studies; `all` runs every one, each into its folder of --out. A
-    study that was stopped, by whatever, goes on where it was.
+    study that was stopped, by whatever, goes on where it was. Datasets that are to be there and are
+    not, of any of the studies, are told before the first one starts.
     """
 
     name: Annotated[str, tyro.conf.Positional]
@@ -88,6 +91,7 @@ class Study:
         from rich.console import Console
 
         from dtag_fast.studies.catalog import STUDIES, study
+        from dtag_fast.studies.runner import data_of, require
 
         console = Console()
         if self.name == "list":
@@ -98,15 +102,19 @@ class Study:
             raise ValueError("--data: studies run on data of different kinds; name one study")
         if self.ray_address is not None and self.engine != "ray":
             raise ValueError("--ray-address: only with --engine ray")
-        # All are declared before the first one starts: a wrong dataset is told at once.
+        # Whatever can be wrong is told before the first one starts, of all of them.
         declared = [(each, *self._declare(each)) for each in chosen]
+        require({data for *_, runs in declared for run in runs for data in data_of(run)})
         out = self.out or Path("runs") / "studies" / f"{self.name}-{self.budget}"
+        trainings = self.trainings or out / "trainings"
+        _check_writable("--out", out)
+        _check_writable("--trainings", trainings)
         engine = self._engine()
         failed = []
         try:
-            for each, size, data in declared:
+            for each, size, data, runs in declared:
                 folder = out / each.name if self.name == "all" else out
-                if not self._run(each, size, data, folder, engine, console):
+                if not self._run(each, size, data, runs, folder, trainings, engine, console):
                     failed.append(each.name)
         finally:
             engine.close()
@@ -114,16 +122,32 @@ class Study:
             console.print(f"[bold]With failures:[/bold] {', '.join(failed)}", soft_wrap=True)
         return int(bool(failed))
 
-    def _declare(self, study: Declared) -> tuple[Size, tuple[Data, ...]]:
-        """The size and the data of a study, with what the command line changes."""
+    def _declare(self, study: Declared) -> tuple[Size, tuple[Data, ...], list[Run]]:
+        """The size, the data and the runs of a study, with what the command line changes."""
         from dtag_fast.studies.declare import Data
 
+        size = replace(study.sizes[self.budget], budget=self.budget, **self._changes())
+        data = tuple(Data(id=id) for id in self.data) or study.data[self.budget]
+        return size, data, study.runs(size, data)
+
+    def _changes(self) -> dict[str, Any]:
+        """What is given of the size; the device is part of keys, so that it is one, not "auto"."""
         given = {f.name: getattr(self.size, f.name) for f in fields(self.size)}
         changes = {name: value for name, value in given.items() if value is not None}
-        size = replace(study.sizes[self.budget], budget=self.budget, **changes)
-        data = tuple(Data(id=id) for id in self.data) or study.data[self.budget]
-        study.runs(size, data)
-        return size, data
+        if self.size.device is not None:
+            changes["device"] = self._device(self.size.device)
+        return changes
+
+    def _device(self, word: str) -> str:
+        """The device that a word means."""
+        from dtag_fast.training.devices import resolve_device
+
+        if self.engine == "ray" and re.fullmatch(r"cuda(:\d+)?", word):
+            return word  # of the cluster's nodes; this machine need not have one
+        try:
+            return str(resolve_device(word))
+        except ValueError as error:
+            raise ValueError(f"--size.{error}") from error
 
     def _engine(self) -> Engine:
         if self.engine == "ray":
@@ -140,7 +164,9 @@ class Study:
         study: Declared,
         size: Size,
         data: tuple[Data, ...],
+        runs: list[Run],
         out: Path,
+        trainings: Path,
         engine: Engine,
         console: Console,
     ) -> bool:
@@ -149,12 +175,10 @@ class Study:
         from dtag_fast.studies.study_report import write_study
 
         console.print(f"[bold]{study.name}[/bold]: {study.title}", soft_wrap=True)
-        trainings = self.trainings or (out.parent if self.name == "all" else out) / "trainings"
 
         def say(line: str) -> None:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
-        runs = study.runs(size, data)
         report = run_study(runs, engine, out, trainings, say)
         page = write_study(
             study, size, data, runs, report.rows, out, trainings, [f"dtag study {self._words()}"]
@@ -169,11 +193,9 @@ class Study:
     def _words(self) -> str:
         """What to type to do the same again, but for where it goes."""
         words = [self.name, f"--budget {self.budget}", *(f"--data {id}" for id in self.data)]
-        for each in fields(self.size):
-            value = getattr(self.size, each.name)
-            if value is not None:
-                said = " ".join(value) if isinstance(value, tuple) else value
-                words.append(f"--size.{each.name.replace('_', '-')} {said}")
+        for name, value in self._changes().items():
+            said = " ".join(value) if isinstance(value, tuple) else value
+            words.append(f"--size.{name.replace('_', '-')} {said}")
         return " ".join(words)
 
     def _list(self, console: Console) -> None:
@@ -184,6 +206,19 @@ class Study:
 
         table = Table("study", "question", "runs", box=box.SIMPLE_HEAD, pad_edge=False)
         for name, study in STUDIES.items():
-            size, data = self._declare(study)
-            table.add_row(name, study.question, str(len(set(study.runs(size, data)))))
+            _, _, runs = self._declare(study)
+            table.add_row(name, study.question, str(len(set(runs))))
         console.print(table)
+
+
+def _check_writable(argument: str, folder: Path) -> None:
+    """Make a folder if need be, and try whether files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise ValueError(
+            f"{argument}: expected a folder that can be written to, got {folder}: {why}"
+        ) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,11 @@ def run_study(
             missing.
     """
     wanted = {run.key: run for run in reversed(runs)}
-    prepare({data for run in wanted.values() for data in _data_of(run)})
+    data = {data for run in wanted.values() for data in data_of(run)}
+    require(data)
     with RowWriter(out / ROWS_FILE) as rows:
+        # Only now that rows can be written: to make a dataset takes a while.
+        _make(data)
         missing = [run for run in dict.fromkeys(runs) if run.key not in rows.rows]
         _check_data([run for run in wanted.values() if run.key in rows.rows], rows.rows)
         _write_trainings(out, wanted.values())
@@ -83,15 +87,22 @@ def run_study(
     return report
 
 
-def prepare(wanted: set[Data]) -> None:
-    """Make the datasets that can be made; FileNotFoundError for the others that are not there."""
-    whole = {(d.id, d.made_by, d.steps, d.seed): d for d in wanted}
-    lacking = sorted({what for d in whole.values() if (what := datasets.prepare(d)) is not None})
+def require(wanted: Iterable[Data]) -> None:
+    """FileNotFoundError for datasets that are not there and that no study makes, all of them."""
+    given = {data.id: data for data in wanted if data.made_by is None}
+    lacking = sorted(what for d in given.values() if (what := datasets.prepare(d)) is not None)
     if lacking:
         raise FileNotFoundError("datasets that are not here:\n  " + "\n  ".join(lacking))
 
 
-def _data_of(run: Run) -> set[Data]:
+def _make(wanted: Iterable[Data]) -> None:
+    """Make the datasets that can be made and are not there."""
+    for data in {replace(data, share=1.0) for data in wanted if data.made_by is not None}:
+        datasets.prepare(data)
+
+
+def data_of(run: Run) -> set[Data]:
+    """The datasets of a run and of its trainings."""
     return {run.data, *(training.data for training in run.trainings)}
 
 
@@ -220,14 +231,22 @@ class _Driver:
     def _ended(self, job: Job, outcome: Outcome) -> None:
         self.left -= 1
         if outcome.error is not None:
-            self.report.failures[job.key] = f"{describe(job.work)}: {outcome.error}"
-            self.say(f"failed: {describe(job.work)}: {outcome.error}")
+            self._failed(job, outcome.error)
             return
         if isinstance(job.work, Run):
             assert outcome.value is not None
+            wrong = list(_not_finite(outcome.value))
+            if wrong:  # JSON has no such numbers, and no table a place for them
+                more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+                self._failed(job, f"figures that are not finite: {', '.join(wrong[:5])}{more}")
+                return
             self.rows.append(_row(job.work, outcome.value))
             self.report.done += 1
         self.say(f"{self.left} to go; done: {describe(job.work)}")
+
+    def _failed(self, job: Job, error: str) -> None:
+        self.report.failures[job.key] = f"{describe(job.work)}: {error}"
+        self.say(f"failed: {describe(job.work)}: {error}")
 
 
 def describe(job: Training | Run) -> str:
@@ -235,6 +254,18 @@ def describe(job: Training | Run) -> str:
     if isinstance(job, Training):
         return f"training {job.key} ({job.trainer}, {job.data.name}, seed {job.config.seed})"
     return f"run {job.key} ({', '.join(f'{k} {v}' for k, v in job.labels)})"
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """Where in JSON values there are numbers that are not finite, and which."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{name} = {value}"
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _not_finite(part, f"{name}.{key}" if name else key)
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from _not_finite(part, f"{name}[{index}]")
 
 
 def _row(run: Run, value: dict[str, Any]) -> dict[str, Any]:

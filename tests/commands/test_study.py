@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 
 from dtag_fast.cli import main
+from dtag_fast.commands.study import Changes, Study
+from dtag_fast.studies.catalog import study
 from dtag_fast.studies.rows import ROWS_FILE, read_rows
 
 
@@ -48,11 +52,51 @@ def test_the_list_has_every_study(capsys: pytest.CaptureFixture[str]) -> None:
         (["toy", "--data", "dtag/toy/none-v0"], "dtag/toy/none-v0: dtag data info"),
         (["toy", "--ray-address", "auto"], "--ray-address: only with --engine ray"),
         (["toy", "--size.methods", "dt", "gpt"], "size.methods: expected some of bc, dt"),
+        (["toy", "--size.device", "tpu"], "--size.device: expected auto, cpu or cuda[:n], got 'tp"),
+        (["toy", "--size.device", "cuda:99"], "--size.device: 'cuda:99', but torch sees"),
+        (["toy", "--out", "a-file"], "--out: expected a folder that can be written to, got a-file"),
+        (["toy", "--out", "a-file/x"], "got a-file/x: Not a directory"),
+        (["toy", "--trainings", "a-file"], "--trainings: expected a folder that can be written to"),
+        (["toy", "--trainings", "/proc/x"], "--trainings: expected a folder that can be written"),
     ],
 )
 def test_what_is_wrong_is_told(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "a-file").write_text("here")
     assert main(["study", *arguments]) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.rglob(ROWS_FILE))
+    assert not (tmp_path / "datasets").exists()  # nothing was made in vain
+
+
+def test_what_all_studies_lack_is_told_before_the_first_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["study", "all", "--budget", "paper"]) == 1
+    told = capsys.readouterr()
+    assert "dtag/d4rl/hopper-medium-v2: dtag data import-d4rl hopper_medium-v2.hdf5" in told.err
+    assert "dtag/d4rl/maze2d-" in told.err  # of another study
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_the_device_auto_is_one_of_them_in_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, name in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: int(there))
+        auto, plain = keys(Changes(device="auto")), keys(Changes(device=name))
+        assert auto == plain
+        assert (plain == keys(Changes())) == (name == "cpu")  # what it is unless given
+
+
+def test_a_cluster_may_have_a_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert keys(Changes(device="cuda"), engine="ray") != keys(Changes())
+    with pytest.raises(ValueError, match=r"--size\.device: 'cuda', but torch sees 0 GPUs"):
+        keys(Changes(device="cuda"))
+
+
+def keys(size: Changes, engine: Literal["local", "ray"] = "local") -> set[str]:
+    """Of the runs of the smallest study."""
+    _, _, runs = Study(name="toy", budget="smoke", size=size, engine=engine)._declare(study("toy"))
+    return {run.key for run in runs}

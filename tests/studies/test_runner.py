@@ -31,7 +31,7 @@ from dtag_fast.studies.engine_local import (
     resident_bytes,
 )
 from dtag_fast.studies.locks import locked
-from dtag_fast.studies.rows import ROWS_FILE, read_rows
+from dtag_fast.studies.rows import ROWS_FILE, RowWriter, read_rows
 from dtag_fast.studies.runner import FAILURES_FILE, Report, run_study
 from dtag_fast.studies.work import DIVERGED_FILE
 from tests.studies.conftest import TINY, TOY, toy_runs
@@ -395,6 +395,30 @@ def test_missing_data_is_told_before_anything_is_done(tmp_path: Path) -> None:
         do(runs, engine, tmp_path)
     assert engine.jobs == []
     assert not (tmp_path / ROWS_FILE).exists()
+
+
+def test_a_busy_folder_is_noticed_before_data_is_made(tmp_path: Path) -> None:
+    data = Data(id="dtag/study/toy-never-v0", made_by="toy", steps=70)
+    with (
+        RowWriter(tmp_path / ROWS_FILE),
+        pytest.raises(RuntimeError, match="another process is at work on this study"),
+    ):
+        do(toy_runs(1, data), HereEngine(), tmp_path)
+    assert stored.prepare(replace(data, made_by=None, steps=None)) is not None
+
+
+def test_a_figure_that_is_not_finite_is_a_failure_of_its_run(tmp_path: Path) -> None:
+    runs = toy_runs(1)
+    nan, inf = float("nan"), float("inf")
+    figures = {"returns": [0.5, nan, 1.0], "q_gain": inf, "distance": 0.1, "more": 5 * [-inf]}
+    value = {"status": "done", "result": figures, "timing": {}}
+    report = do(runs, HereEngine({runs[1].key: [Outcome(value)]}), tmp_path)
+    assert set(report.rows) == {runs[0].key}
+    assert list(report.failures) == [runs[1].key]
+    said = report.failures[runs[1].key]
+    assert "not finite: result.returns[1] = nan, result.q_gain = inf, result.more[0] = " in said
+    assert said.endswith("result.more[2] = -inf and 2 more")
+    assert do(runs, HereEngine(), tmp_path).done == 1
 
 
 def test_no_more_workers_than_fit_into_memory() -> None:

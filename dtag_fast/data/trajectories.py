@@ -353,6 +353,19 @@ class Trajectories:
         return from_d4rl(path, **options)
 
 
+def best_episodes(data: Trajectories, share: float) -> Trajectories:
+    """The episodes of highest return that together hold at most this share of the steps.
+
+    At least the best one. As %BC of kzl/decision-transformer (gym/experiment.py).
+    """
+    if share == 1.0:
+        return data
+    order = np.argsort(-data.returns(), kind="stable")
+    held = np.cumsum(data.lengths()[order])
+    count = max(int(np.searchsorted(held, share * data.steps, side="right")), 1)
+    return data.select(np.sort(order[:count]))
+
+
 def _check_alike(
     name: str, got: object, expected: object, part: Trajectories, first: Trajectories
 ) -> None:

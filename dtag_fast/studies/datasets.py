@@ -1,4 +1,4 @@
-"""The data of a study: made if need be, loaded as it is trained on, and a share of it taken."""
+"""The data of a study: made if need be, loaded as it is trained on, and shares of it taken."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from dtag_fast.data.catalog import list_datasets
 from dtag_fast.data.generate import DATASETS, make
 from dtag_fast.data.maze import is_continuing_maze, maze_view
-from dtag_fast.data.trajectories import Trajectories
+from dtag_fast.data.trajectories import Trajectories, best_episodes
 from dtag_fast.studies import bandits
 from dtag_fast.studies.declare import Data
 
@@ -50,16 +50,16 @@ def recipe(id: str) -> str:
 
 @lru_cache(maxsize=4)
 def load(data: Data) -> Trajectories:
-    """The dataset as it is trained on: PointMaze data in the maze view; its share.
+    """The dataset as it is trained on: PointMaze data in the maze view; its shares.
 
     A process keeps the last few: its runs are mostly of the same data.
     """
-    whole = _load_whole(data)
-    if data.share == 1.0:
-        return whole
-    count = max(1, round(data.share * whole.episodes))
-    order = np.random.default_rng(data.seed).permutation(whole.episodes)
-    return whole.select(np.sort(order[:count]))
+    found = _load_whole(data)
+    if data.share < 1.0:
+        count = max(1, round(data.share * found.episodes))
+        order = np.random.default_rng(data.seed).permutation(found.episodes)
+        found = found.select(np.sort(order[:count]))
+    return best_episodes(found, data.best_share)
 
 
 @lru_cache(maxsize=64)

@@ -45,6 +45,8 @@ class Data:
         steps: of a made dataset.
         seed: of a made dataset, and of which trajectories a share has.
         share: of the trajectories, in (0, 1]. A larger share contains every smaller one.
+        best_share: of the steps, in (0, 1]: of what `share` leaves, the episodes of highest return
+            (`data.trajectories.best_episodes`).
         action_dim: of "bandit".
     """
 
@@ -53,11 +55,14 @@ class Data:
     steps: int | None = None
     seed: int = 0
     share: float = 1.0
+    best_share: float = 1.0
     action_dim: int = 1
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise ValueError(f"share: expected a number in (0, 1], got {self.share}")
+        for name in ("share", "best_share"):
+            value = getattr(self, name)
+            if not 0.0 < value <= 1.0:
+                raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
         if self.made_by is not None and (self.steps is None or self.steps < 1):
             raise ValueError(
                 f"steps: expected at least 1 for data made by {self.made_by!r}, got {self.steps}"
@@ -65,12 +70,17 @@ class Data:
 
     @property
     def name(self) -> str:
-        """For people: the id, and the share if it is not all."""
-        return self.id if self.share == 1.0 else f"{self.id}, {100 * self.share:g} %"
+        """For people: the id, and the shares that are not all."""
+        share = "" if self.share == 1.0 else f", {100 * self.share:g} %"
+        best = "" if self.best_share == 1.0 else f", best {100 * self.best_share:g} %"
+        return f"{self.id}{share}{best}"
 
     def content(self) -> dict[str, Any]:
         """JSON values."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.best_share == 1.0:
+            del values["best_share"]  # rows from before there was one keep their keys
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dtag_fast import checkpoint
-from dtag_fast.data.trajectories import Trajectories
+from dtag_fast.data.trajectories import Trajectories, best_episodes
 from dtag_fast.data.windows import Windows, WindowSampler
 from dtag_fast.models.decision_transformer import SequenceModel, build_model
 from dtag_fast.models.normalizer import Normalizer
@@ -355,19 +354,6 @@ class PolicyLearner(Learner):
 
     def load_sampler_state(self, state: Mapping[str, Any]) -> None:
         self.sampler.load_state_dict(state)
-
-
-def best_episodes(data: Trajectories, share: float) -> Trajectories:
-    """The episodes of highest return that together hold at most this share of the steps.
-
-    At least the best one. As %BC of kzl/decision-transformer (gym/experiment.py).
-    """
-    if share == 1.0:
-        return data
-    order = np.argsort(-data.returns(), kind="stable")
-    held = np.cumsum(data.lengths()[order])
-    count = max(int(np.searchsorted(held, share * data.steps, side="right")), 1)
-    return data.select(np.sort(order[:count]))
 
 
 def _optimizer(config: PolicyConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -35,6 +35,7 @@ def test_a_key_says_all_that_determines_the_result() -> None:
         replace(run, critic=longer),
         replace(run, judge=longer),
         replace(run, data=replace(TOY, share=0.5)),
+        replace(run, data=replace(TOY, best_share=0.5)),
         replace(run, checkpoint="best"),
         replace(run, samples=2, noise=0.1),
         replace(run, probes=("critic-quality",)),
@@ -49,6 +50,16 @@ def test_a_key_says_nothing_else() -> None:
     assert replace(run, labels=options(other="label")) == run
     shown = replace(run.policy, config=replace(run.policy.config, progress=True))
     assert shown.key == run.policy.key
+
+
+def test_a_best_share_is_part_of_the_key_where_it_is_not_all() -> None:
+    # As in rows that are older than it.
+    assert set(TOY.content()) == {"id", "made_by", "steps", "seed", "share", "action_dim"}
+    assert [run.key for run in toy_runs(1)] == ["cab7839a83ba34ba", "5f407aaef35242c5"]
+    best = replace(TOY, best_share=0.1)
+    assert best.content() == {**TOY.content(), "best_share": 0.1}
+    assert best.name == f"{TOY.id}, best 10 %"
+    assert replace(best, share=0.3).name == f"{TOY.id}, 30 %, best 10 %"
 
 
 def test_a_policys_backend_is_part_of_its_key_where_it_is_named() -> None:
@@ -76,6 +87,8 @@ def test_what_cannot_be_is_refused() -> None:
         replace(unrefined, samples=3)
     with pytest.raises(ValueError, match=r"share: expected a number in \(0, 1\], got 1.5"):
         Data(id="x", share=1.5)
+    with pytest.raises(ValueError, match=r"best_share: expected a number in \(0, 1\], got 0"):
+        Data(id="x", best_share=0)
     with pytest.raises(ValueError, match="steps: expected at least 1 for data made by 'toy'"):
         Data(id="x", made_by="toy")
     with pytest.raises(ValueError, match="episodes: expected at least 1, got 0"):

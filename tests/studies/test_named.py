@@ -48,9 +48,14 @@ def made_rows(runs: list[Run]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def results_of(declared: Study, budget: Budget) -> Results:
+def runs_of(name: str, budget: Budget) -> list[Run]:
+    declared = STUDIES[name]
     size = replace(declared.sizes[budget], budget=budget)
-    runs = declared.runs(size, declared.data[budget])
+    return declared.runs(size, declared.data[budget])
+
+
+def results_of(declared: Study, budget: Budget) -> Results:
+    runs = runs_of(declared.name, budget)
     return Results.of(runs, made_rows(runs), Path("nowhere"))
 
 
@@ -100,6 +105,16 @@ def test_a_judge_is_of_another_seed_than_what_it_judges() -> None:
         if record.run.judge is not None:
             assert record.run.critic is not None
             assert record.run.judge.config.seed >= 1000 > record.run.critic.config.seed
+
+
+@pytest.mark.parametrize("budget", ["small", "paper"])
+def test_diversity_keeps_best_shares_and_random_ones_apart(budget: Budget) -> None:
+    shares = {(r.label["chosen"], r.data, r.policy.data) for r in runs_of("diversity", budget)}
+    for chosen, data, part in shares:
+        other = replace(part, share=1.0) if chosen == "at random" else replace(part, best_share=1.0)
+        assert other == data
+    found = {(d.share, d.best_share) for _, _, d in shares}
+    assert {(0.1, 1.0), (1.0, 0.1), (1.0, 0.5), (1.0, 1.0)} <= found
 
 
 def test_the_document_lists_every_study_with_its_runs() -> None:

@@ -223,6 +223,16 @@ def test_a_larger_share_contains_every_smaller_one() -> None:
     assert other.fingerprint() == found[1].fingerprint()
 
 
+def test_the_best_share_is_of_highest_return() -> None:
+    whole = datasets.load(BANDIT)
+    best = datasets.load(replace(BANDIT, best_share=0.1))
+    assert best.episodes == 20
+    assert sorted(best.returns()) == sorted(whole.returns())[-20:]
+    part = datasets.load(replace(BANDIT, share=0.5))
+    both = datasets.load(replace(BANDIT, share=0.5, best_share=0.1))
+    assert sorted(both.returns()) == sorted(part.returns())[-10:]
+
+
 def test_the_bandit_is_the_toy_problem_in_more_dimensions() -> None:
     data = bandits.trajectories("b", 5, 400, 3)
     assert data.actions.shape == (400, 5)

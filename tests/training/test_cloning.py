@@ -13,14 +13,14 @@ import torch
 from dtag_fast import checkpoint
 from dtag_fast.acting.policy import Policy
 from dtag_fast.acting.token_predictors import NoToken
-from dtag_fast.data.trajectories import Trajectories
+from dtag_fast.data.trajectories import Trajectories, best_episodes
 from dtag_fast.models.config import ModelConfig
 from dtag_fast.training.config import CriticConfig, PolicyConfig
 from dtag_fast.training.critic import train_critic
 from dtag_fast.training.guide import Guide, advantage_weights, load_guide
 from dtag_fast.training.losses import action_mse, action_nll
 from dtag_fast.training.method_config import Td3BcConfig
-from dtag_fast.training.sequence import PolicyLearner, best_episodes, train_policy
+from dtag_fast.training.sequence import PolicyLearner, train_policy
 from tests.training.conftest import critic_config
 
 CPU = torch.device("cpu")

@@ -259,13 +259,20 @@ ACTION_DIMS = Study(
 )
 
 
+AT_RANDOM, BY_RETURN = "at random", "by return"
+
+
 def _diversity_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
     shares = size.pick(
         smoke=(0.3, 1.0), small=(0.01, 0.03, 0.1, 0.3, 1.0), paper=(0.01, 0.03, 0.1, 0.3, 1.0)
     )
+    # All of the data is the end of both lines, and the same runs.
+    best = size.pick(smoke=(), small=(0.1, 0.5, 1.0), paper=(0.1, 0.5, 1.0))
+    ways = [*((AT_RANDOM, share) for share in shares), *((BY_RETURN, share) for share in best)]
     for data in datasets:
-        for share in shares:
-            part = replace(data, share=share)
+        for chosen, share in ways:
+            changes = {"share": share} if chosen == AT_RANDOM else {"best_share": share}
+            part = replace(data, **changes)
             for seed in range(size.seeds):
                 policy = recipes.policy("reinformer", part, size, seed)
                 critic = recipes.critic(part, size, seed)
@@ -277,14 +284,15 @@ def _diversity_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
                         method="reinformer",
                         critic=critic if refinement else None,
                         refinement=refinement,
-                        labels={"share": share},
+                        labels={"chosen": chosen, "share": share},
                     )
 
 
 DIVERSITY = Study(
     name="diversity",
     title="How much data refinement needs",
-    question="With fewer trajectories of diverse data, what remains of the gain?",
+    question="With fewer trajectories of diverse data, drawn at random or the best ones alone, "
+    "what remains of the gain?",
     source="arXiv 2510.05285, a check that it leaves to others",
     data={
         "smoke": (SMOKE_MAZE,),
@@ -294,18 +302,46 @@ DIVERSITY = Study(
     sizes=SIZES,
     grid=_diversity_grid,
     shows=(
-        CurveShow(title="Score", x="share", y="score", lines="refined", log=True, baseline=False),
+        *(
+            CurveShow(
+                title=title,
+                x="share",
+                y="score",
+                lines="refined",
+                where=options(chosen=chosen),
+                log=True,
+                baseline=False,
+            )
+            for title, chosen in (
+                ("Score with trajectories drawn at random", AT_RANDOM),
+                ("Score with those of highest return", BY_RETURN),
+            )
+        ),
+        CurveShow(
+            title="Change against the share",
+            x="share",
+            y="difference",
+            lines="chosen",
+            where=options(refined=True),
+            log=True,
+            baseline=False,
+        ),
         TableShow(
             title="Change by refinement",
-            rows=("dataset", "share"),
+            rows=("dataset", "chosen", "share"),
             measures=("difference", "distance", "q_gain"),
             where=options(refined=True),
         ),
         TableShow(
-            title="Scores", rows=("dataset", "share"), columns="refined", measures=("score",)
+            title="Scores",
+            rows=("dataset", "chosen", "share"),
+            columns="refined",
+            measures=("score",),
         ),
-        PairShow(title="Every seed", rows=("dataset", "share")),
+        PairShow(title="Every seed", rows=("dataset", "chosen", "share")),
     ),
-    choices="Whole trajectories are drawn at random, a larger share with all of a smaller one; "
-    f"policy and critic see the same share.\n\n{REFINEMENT_SAID}\n\n{SIZES_SAID}",
+    choices="Whole trajectories are drawn at random, a larger share with all of a smaller one; or "
+    "those of highest return are taken that together hold at most this share of the steps, as %BC "
+    "does. Share 1 is all of the data, however chosen: the same runs. "
+    f"Policy and critic see the same share.\n\n{REFINEMENT_SAID}\n\n{SIZES_SAID}",
 )

@@ -93,6 +93,19 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return dict(metadata)
 
 
+def environment_id(folder: Path) -> str | None:
+    """Of the environment that a dataset is scored in, else of the one that made it.
+
+    None where the metadata names none, or where there is no whole dataset.
+    """
+    try:
+        metadata = read_metadata(folder)
+        raw = metadata.get("eval_env_spec") or metadata.get("env_spec")
+        return None if raw is None else str(json.loads(raw)["id"])
+    except (ValueError, KeyError, OSError):
+        return None
+
+
 def find_same(id: str, parameters: Mapping[str, Any], *, force: bool) -> Path | None:
     """The folder of a dataset written with exactly these parameters, None if there is none.
 

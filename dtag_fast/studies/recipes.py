@@ -7,12 +7,14 @@ ours, made to be done in seconds and in minutes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dtag_fast.acting.refinement_options import RefinementOptions
 from dtag_fast.data.references import task_name
+from dtag_fast.data.storage import dataset_path, environment_id
 from dtag_fast.studies.declare import Data, Options, Size, Training, options
 from dtag_fast.training.config import (
     LOCOMOTION,
@@ -29,6 +31,8 @@ REFINEMENT: dict[str, Any] = {
 }
 # Evaluations during training choose the best checkpoint, on starts of their own.
 CHOOSING_SEED = 10_000
+# Families that `training/config.py` has no presets for.
+ANTMAZE, GENERIC = "antmaze", "generic"
 
 
 @dataclass(frozen=True)
@@ -142,19 +146,44 @@ def is_bandit(data: Data) -> bool:
 
 
 def family(data: Data) -> str:
-    """The environment, and the tier where there is one, as `training/config.py` names them."""
-    task = task_name(data.id) or ""
+    """The environment, and the tier where there is one, as `training/config.py` names them.
+
+    By the id; where that says nothing, by the environment in the dataset's metadata. `ANTMAZE` and
+    `GENERIC` are what has no presets there.
+    """
+    found = _family_of(data.id) or _family_of(environment_id(dataset_path(data.id)) or "")
+    if found in LOCOMOTION:
+        for tier in ("medium-replay", "medium-expert", "medium"):
+            if tier in data.id.replace("_", "-"):
+                return f"{found}-{tier}"
+    return found or GENERIC
+
+
+def _family_of(name: str) -> str | None:
+    """The family that the id of a dataset or of an environment tells; None if it tells none."""
+    task = task_name(name) or ""
+    if task == ANTMAZE or task in LOCOMOTION:
+        return task
     if "maze" in task:
         return task.removesuffix("-dense").replace("pointmaze", "maze2d").replace("-open", "-umaze")
-    if task not in LOCOMOTION:
-        raise ValueError(
-            f"data: no settings for {data.id!r}; expected one of a bandit, a maze, "
-            f"{', '.join(LOCOMOTION)}"
-        )
-    for tier in ("medium-replay", "medium-expert", "medium"):
-        if tier in data.id.replace("_", "-"):
-            return f"{task}-{tier}"
-    return task
+    # Those that no reference score is known for.
+    return "maze2d" if re.search("maze2d|point-?maze", name.lower()) else None
+
+
+def _policy_preset(kind: Any, data: Data) -> PolicyConfig:
+    """The published settings, or what of them is not made for one environment."""
+    name = family(data)
+    if name not in (ANTMAZE, GENERIC):
+        return policy_preset(kind, name)
+    config = policy_preset(kind, "halfcheetah")  # the family without exceptions
+    if config.model.kind == "mlp":
+        # ikostrikov/implicit_q_learning, configs/antmaze_config.py: its temperature.
+        strong = kind == "iql" and name == ANTMAZE
+        return replace(config, advantage_weight=10.0) if strong else config
+    # A DT without a target is trained to ask for the best return in its data (`work.train`).
+    scale = 1.0 if name == ANTMAZE else ModelConfig.rtg_scale
+    model = replace(config.model, rtg_scale=scale, max_timestep=ModelConfig.max_timestep)
+    return replace(config, model=model, target_return=None)
 
 
 def _sequence(kind: Any) -> Callable[[Data, Size], PolicyConfig]:
@@ -180,7 +209,7 @@ def _sequence_config(kind: Any, data: Data, size: Size) -> PolicyConfig:
             optimizer="adamw" if kind == "dt" else "lamb",
             target_return=1.0 if kind == "dt" else None,
         )
-    preset = policy_preset(kind, family(data))
+    preset = _policy_preset(kind, data)
     if size.scale == "published":
         return preset
     tiny = size.scale == "tiny"
@@ -215,7 +244,7 @@ def _cloning(kind: Any) -> Callable[[Data, Size], PolicyConfig]:
 
 def _cloning_config(kind: Any, data: Data, size: Size) -> PolicyConfig:
     """An MLP of the published settings; smaller and for fewer updates where that is asked for."""
-    config = policy_preset(kind, "hopper" if is_bandit(data) else family(data))
+    config = policy_preset(kind, "hopper") if is_bandit(data) else _policy_preset(kind, data)
     if size.scale == "published":
         return config
     tiny = size.scale == "tiny"
@@ -237,9 +266,12 @@ def _critic_config(kind: Any, data: Data, size: Size) -> CriticConfig:
         return replace(critic_preset(kind, "hopper"), **_IN_BANDITS) if kind != "iql" else small
     name = family(data)
     # Normalised observations, and AntMaze's expectile in mazes, for which IQL has no setting.
-    config = replace(critic_preset(kind, name), normalize_observations=True)
-    if name.startswith("maze2d") and config.method in ("iql", "ensemble"):
+    preset = critic_preset(kind, "halfcheetah" if name in (ANTMAZE, GENERIC) else name)
+    config = replace(preset, normalize_observations=True)
+    if "maze" in name and config.method in ("iql", "ensemble"):
         config = replace(config, expectile=0.9)
+        if name == ANTMAZE:
+            config = replace(config, reward_scaling="antmaze")
     return config if size.scale != "tiny" else replace(config, hidden=(64, 64))
 
 

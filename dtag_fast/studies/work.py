@@ -30,6 +30,7 @@ from dtag_fast.refinement import Refiner
 from dtag_fast.studies import judge
 from dtag_fast.studies.declare import Run, Training, policy_config
 from dtag_fast.threads import torch_threads
+from dtag_fast.training.config import PolicyConfig
 from dtag_fast.training.loop import TrainingDiverged
 
 DIVERGED_FILE = "diverged.json"
@@ -99,7 +100,8 @@ def trained_on(folder: Path) -> str | None:
 def train(training: Training, data: Trajectories, folders: Mapping[str, Path]) -> None:
     """Train, or go on where an earlier call was cut short.
 
-    A training that diverges is a result, too: it leaves `DIVERGED_FILE`.
+    A training that diverges is a result, too: it leaves `DIVERGED_FILE`. A Decision Transformer
+    without a target return is given the best return in its data.
 
     Args:
         training: the training.
@@ -115,8 +117,12 @@ def train(training: Training, data: Trajectories, folders: Mapping[str, Path]) -
             _write_diverged(folder, f"its critic: {what}", data)
             return
         config = replace(policy_config(training), progress=False, critic=str(guide))
-    wants_evaluation = training.kind == "policy" and config.evaluation_every > 0
-    evaluation = policy_evaluation(data, policy_config(training)) if wants_evaluation else None
+    evaluation = None
+    if isinstance(config, PolicyConfig):
+        if config.model.kind == "dt" and config.target_return is None:
+            config = replace(config, target_return=float(data.returns().max()))
+        if config.evaluation_every > 0:
+            evaluation = policy_evaluation(data, config)
     try:
         named(TRAINERS[training.trainer].train)(
             data, config, folder, resume=True, evaluate=evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from dtag_fast.acting.policy import Policy
 from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead
 from dtag_fast.acting.value_predictors import ReturnGrid
 from dtag_fast.data.trajectories import Trajectories
 from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import Refiner
 from dtag_fast.studies import bandits, datasets, judge, recipes, work
-from dtag_fast.studies.declare import Data, Run, options
-from dtag_fast.training.config import CriticConfig
+from dtag_fast.studies.declare import Data, Run, options, policy_config
+from dtag_fast.training.config import CriticConfig, ModelConfig
 from tests.studies.conftest import TINY, TOY
 
 BANDIT = Data(id="bandit-3", made_by="bandit", steps=200, action_dim=3)
@@ -290,8 +292,65 @@ def test_recipes_know_the_families() -> None:
         "dtag/d4rl/maze2d-large-v1": "maze2d-large",
     }.items():
         assert recipes.family(Data(id=id)) == family
-    with pytest.raises(ValueError, match="data: no settings for 'dtag/ant/medium-v0'"):
-        recipes.family(Data(id="dtag/ant/medium-v0"))
+
+
+@pytest.mark.parametrize(
+    ("id", "env", "family"),
+    [
+        ("mine/robot-v0", "Hopper-v5", "hopper"),
+        ("mine/robot-medium-v0", "Walker2d-v5", "walker2d-medium"),
+        ("mine/run-v0", "PointMaze_Large-v3", "maze2d-large"),
+        ("mine/run-v1", "PointMaze_Open_Diverse_GR-v3", "maze2d"),
+        ("mine/run-v2", "AntMaze_UMaze-v5", "antmaze"),
+        ("mine/run-v3", "MyOwn-v0", "generic"),
+        ("mine/run-v4", None, "generic"),
+        ("dtag/hopper/copy-v0", "Walker2d-v5", "hopper"),  # an id that says it is believed
+        ("mujoco/ant/medium-v0", "Ant-v5", "generic"),
+    ],
+)
+def test_where_the_id_tells_no_family_the_environment_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: str, env: str | None, family: str
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    folder = tmp_path / id / "data"
+    folder.mkdir(parents=True)
+    spec = {} if env is None else {"env_spec": json.dumps({"id": env})}
+    content = {"dataset_id": id, "total_episodes": 1, "data_format": "arrow", **spec}
+    (folder / "metadata.json").write_text(json.dumps(content))
+    assert recipes.family(Data(id=id)) == family
+    # No grid fails for want of settings.
+    for name in recipes.METHODS:
+        recipes.policy(name, Data(id=id), TINY, 0)
+    for name in recipes.CRITICS:
+        recipes.critic(Data(id=id), TINY, 0, name)
+
+
+def test_settings_of_data_of_no_family() -> None:
+    size = replace(TINY, scale="published", policy_steps=None, critic_steps=None)
+    ant, maze = Data(id="mujoco/ant/medium-v0"), Data(id="D4RL/antmaze/large-play-v1")
+    assert (recipes.family(ant), recipes.family(maze)) == ("generic", "antmaze")
+    configs = [policy_config(recipes.policy("dt", data, size, 0)) for data in (ant, maze)]
+    assert [config.target_return for config in configs] == [None, None]
+    assert [config.model.rtg_scale for config in configs] == [1000.0, 1.0]
+    reinformer = policy_config(recipes.policy("reinformer", ant, size, 0))
+    assert (reinformer.batch_size, reinformer.model) == (128, ModelConfig())
+    for data, expectile, scaling in ((ant, 0.7, "iql-mujoco"), (maze, 0.9, "antmaze")):
+        config = recipes.critic(data, size, 0).config
+        assert isinstance(config, CriticConfig)
+        assert (config.expectile, config.reward_scaling) == (expectile, scaling)
+    configs = [policy_config(recipes.policy("iql", data, size, 0)) for data in (ant, maze)]
+    assert [config.advantage_weight for config in configs] == [3.0, 10.0]
+
+
+def test_a_dt_without_a_target_asks_for_the_best_return_in_its_data(tmp_path: Path) -> None:
+    training = recipes.policy("dt", BANDIT, TINY, 0, best=True)
+    training = replace(training, config=replace(policy_config(training), target_return=None))
+    data = datasets.load(BANDIT)
+    work.train(training, data, {training.key: tmp_path})
+    best = FixedTarget(float(data.returns().max()))
+    assert Policy.load(tmp_path).token_predictor == best
+    assert Policy.load(tmp_path, "best").token_predictor == best
+    work.train(training, data, {training.key: tmp_path})  # goes on where it is, with the same
 
 
 def test_published_settings_are_the_papers() -> None:

@@ -45,7 +45,8 @@ class Changes:
     """Policies, instead of the study's: bc, dt, iql, reinformer."""
 
     critics: tuple[str, ...] | None = None
-    """Kinds of critics, where a study compares them: iql, td3-bc, cql, ensemble."""
+    """Kinds of critics, where a study compares them: iql, td3-bc, cql, cql-lagrange,
+    ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)

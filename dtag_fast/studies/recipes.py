@@ -275,6 +275,11 @@ def _critic_config(kind: Any, data: Data, size: Size) -> CriticConfig:
     return config if size.scale != "tiny" else replace(config, hidden=(64, 64))
 
 
+def _cql_lagrange_config(data: Data, size: Size) -> CriticConfig:
+    config = _critic_config("cql", data, size)
+    return replace(config, cql=replace(config.cql, lagrange=True))
+
+
 _IN_BANDITS: dict[str, Any] = {"reward_scaling": "none", "hidden": (64, 64)}
 METHODS = {
     "bc": Method("BC", "policy", _cloning("bc"), baseline=True),
@@ -292,5 +297,6 @@ CRITICS = {
     "iql": CriticMethod("IQL", "critic", _critic("iql")),
     "td3-bc": CriticMethod("TD3+BC", "critic", _critic("td3-bc")),
     "cql": CriticMethod("CQL", "critic", _critic("cql")),
+    "cql-lagrange": CriticMethod("CQL, Lagrange", "critic", _cql_lagrange_config),
     "ensemble": CriticMethod("ensemble of 10", "critic", _critic("ensemble")),
 }

@@ -325,6 +325,17 @@ def test_where_the_id_tells_no_family_the_environment_does(
         recipes.critic(Data(id=id), TINY, 0, name)
 
 
+def test_cql_has_lagrange_where_it_is_asked_for() -> None:
+    for data in (BANDIT, Data(id="dtag/d4rl/hopper-medium-v2")):
+        plain, other = (recipes.critic(data, TINY, 0, m).config for m in ("cql", "cql-lagrange"))
+        assert isinstance(plain, CriticConfig)
+        assert not plain.cql.lagrange
+        assert other == replace(plain, cql=replace(plain.cql, lagrange=True))
+    maze = Data(id="dtag/d4rl/maze2d-large-v1")  # CORL has it there
+    one, two = (recipes.critic(maze, TINY, 0, m).key for m in ("cql", "cql-lagrange"))
+    assert one == two
+
+
 def test_settings_of_data_of_no_family() -> None:
     size = replace(TINY, scale="published", policy_steps=None, critic_steps=None)
     ant, maze = Data(id="mujoco/ant/medium-v0"), Data(id="D4RL/antmaze/large-play-v1")

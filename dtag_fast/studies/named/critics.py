@@ -105,7 +105,8 @@ CRITICS = Study(
     "against the discounted return of the episode from there on, in the critic's own rewards. An "
     "expectile above 0.5 aims above what the data did, so some bias is wanted. The ensemble is "
     "climbed by its lower confidence bound, mean less one standard deviation; the others by their "
-    "minimum."
+    "minimum. CQL is as CORL sets it, whose settings for mazes have the Lagrange multiplier "
+    "already: there the two CQLs are the same runs."
     f"\n\n{SIZES_SAID}",
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -147,6 +148,32 @@ def test_measure_gives_what_was_asked_for(folders: dict[str, Path]) -> None:
         assert row["timing"]["model_us"] > 0
     assert plain["timing"]["refinement_us"] == 0
     assert sampled["timing"]["refinement_us"] > 0
+
+
+def test_the_time_of_an_action_is_of_many_where_episodes_are_short(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = datasets.load(BANDIT), bandit_run()
+    policy = work.actor(run, data, folders)
+    calls: list[object] = []
+    begun: list[int] = []
+    act, reset = policy.act, policy.reset
+
+    def watched(observations: Any, rewards: float) -> Any:
+        calls.append(observations)
+        return act(observations, rewards)
+
+    def counted() -> None:
+        begun.append(len(calls))
+        reset()
+
+    monkeypatch.setattr(policy, "act", watched)
+    monkeypatch.setattr(policy, "reset", counted)
+    monkeypatch.setattr(work, "TIMED_SECONDS", 60.0)  # however slow this machine is now
+    assert policy.model.config.max_timestep == 8
+    work._latency(policy, data)
+    assert len(calls) == work.TIMED_CALLS == 100
+    assert begun == list(range(0, 100, 8))
 
 
 # --- judging ---

@@ -7,7 +7,14 @@ from typing import Any
 
 from dtag_fast.studies import recipes
 from dtag_fast.studies.declare import Data, Run, Size, Study, options
-from dtag_fast.studies.named.common import HOPPERS, REFINEMENT_SAID, SIZES, SIZES_SAID, run
+from dtag_fast.studies.named.common import (
+    HOPPERS,
+    REFINEMENT_SAID,
+    SIZES,
+    SIZES_SAID,
+    TIMES_SAID,
+    run,
+)
 from dtag_fast.studies.named.equal_time import equal_time
 from dtag_fast.studies.show import (
     CurveShow,
@@ -234,6 +241,6 @@ TEST_TIME = Study(
     ),
     choices="Samples are the Reinformer's action and others around it, with a standard deviation "
     f"of {NOISE} of half the action's box: its own standard deviation, which LAMB hardly trains, "
-    "stays near 1 and would sample the whole box. Time is measured in one environment, in the same "
-    f"process for all.\n\n{REFINEMENT_SAID}\n\n{SIZES_SAID}",
+    "stays near 1 and would sample the whole box. "
+    f"{TIMES_SAID}\n\n{REFINEMENT_SAID}\n\n{SIZES_SAID}",
 )

@@ -46,6 +46,11 @@ REFINEMENT_SAID = (
     "of all candidates with the policy's own, the refined action in the context."
 )
 
+TIMES_SAID = (
+    "Times are measured in one environment, in the process of the run, while other runs may be at "
+    "work beside it and slow it: with `--workers 1` none is, and times compare best."
+)
+
 
 def run(
     data: Data,

@@ -16,6 +16,7 @@ from dtag_fast.studies.named.common import (
     SIZES,
     SIZES_SAID,
     SMOKE_MAZE,
+    TIMES_SAID,
     run,
 )
 from dtag_fast.studies.named.rules import rules
@@ -256,7 +257,7 @@ ACTION_DIMS = Study(
     ),
     choices="Environments of different action dimension differ in everything else too. Here the "
     "toy problem is posed in A dimensions, r(a) = 1 − |a|² / A with every dimension as in `toy`; "
-    "η = 0.1 √A, as distances grow by √A; critics are twin 64×64.",
+    f"η = 0.1 √A, as distances grow by √A; critics are twin 64×64. {TIMES_SAID}",
 )
 
 

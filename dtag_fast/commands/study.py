@@ -81,8 +81,8 @@ class Study:
     """Of a cluster that is there, as ray.init takes it; otherwise one is started here."""
 
     workers: int | None = None
-    """Processes at most, one thread each; as many as cores unless given. Never more than fit into
-    the free memory."""
+    """Processes at most, one thread each; as many as cores unless given, or as GPUs where
+    --size.device is cuda: each sees one. Never more than fit into the free memory."""
 
     size: Changes = field(default_factory=Changes)
     """Changes of the budget's size."""
@@ -156,9 +156,15 @@ class Study:
 
             return RayEngine(self.ray_address, self.workers)
         from dtag_fast.studies.engine_local import LocalEngine
+        from dtag_fast.training.devices import visible_gpus
 
-        workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
-        return LocalEngine(workers)
+        device = self.size.device or "cpu"
+        gpus = visible_gpus() if device in ("auto", "cuda") else ()
+        workers = self.workers
+        if workers is None:
+            on_gpu = gpus or device.startswith("cuda")
+            workers = max(1, len(gpus)) if on_gpu else len(os.sched_getaffinity(0))
+        return LocalEngine(workers, gpus=gpus)
 
     def _run(
         self,

@@ -8,7 +8,7 @@ import resource
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,6 +26,7 @@ RESERVE_BYTES = 500_000_000
 class _Worker:
     process: BaseProcess
     connection: Connection
+    gpu: str | None = None
     job: Job | None = None
 
 
@@ -37,13 +38,21 @@ class LocalEngine:
             always.
         available: how many bytes of memory are free; None where it is not known. By default what
             the system says, and the limit of this process's group if that is lower.
+        gpus: as CUDA_VISIBLE_DEVICES names them; each worker sees one, which as few others as can
+            be see. Without any named, all see what this process does.
     """
 
-    def __init__(self, workers: int, available: Callable[[], int | None] | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        available: Callable[[], int | None] | None = None,
+        gpus: Sequence[str] = (),
+    ) -> None:
         if workers < 1:
             raise ValueError(f"workers: expected at least 1, got {workers}")
         self._most = workers
         self._available = available or available_bytes
+        self._gpus = tuple(gpus)
         self._workers: list[_Worker] = []
         self._peak = WORKER_BYTES
         self._context = multiprocessing.get_context("spawn")
@@ -111,10 +120,12 @@ class LocalEngine:
 
     def _spawn(self) -> _Worker:
         here, there = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(there,), daemon=True)
+        taken = [worker.gpu for worker in self._workers]
+        gpu = min(self._gpus, key=taken.count, default=None)
+        process = self._context.Process(target=_work, args=(there, gpu), daemon=True)
         process.start()
         there.close()
-        worker = _Worker(process, here)
+        worker = _Worker(process, here, gpu)
         self._workers.append(worker)
         return worker
 
@@ -165,8 +176,11 @@ def _death(process: BaseProcess) -> str:
     return f"the worker process ended {how}{hint}"
 
 
-def _work(connection: Connection) -> None:
+def _work(connection: Connection, gpu: str | None) -> None:
     """The life of a worker: jobs until the connection ends."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything asks CUDA for its devices
+
     import torch
 
     torch.set_num_threads(1)

@@ -28,7 +28,7 @@ Packed = dict[str, bytes]
 
 
 class RayEngine:
-    """Jobs as Ray tasks of one CPU each.
+    """Jobs as Ray tasks of one CPU each, and of one GPU where they train on CUDA.
 
     Args:
         address: of a cluster, as `ray.init` takes it; None starts one on this machine.
@@ -51,7 +51,7 @@ class RayEngine:
             self._ray.init(address=address or "local", **options)
         except ConnectionError as error:
             raise ConnectionError(f"--ray-address: no cluster at {address!r}: {error}") from error
-        self._remote = self._ray.remote(num_cpus=1, max_retries=0)(_perform)
+        self._remote = self._ray.remote(max_retries=0)(_perform)
         self._running: dict[Any, Job] = {}
         self._data: dict[Data, Any] = {}
         self._packed: dict[str, Any] = {}
@@ -63,9 +63,13 @@ class RayEngine:
         return max(min(cpus, self._workers or cpus) - running, int(running == 0))
 
     def start(self, job: Job) -> None:
+        needs = resources(job.work)
+        if self._ray.cluster_resources().get("GPU", 0) < needs["num_gpus"]:
+            raise ValueError("--size.device: trainings on CUDA need a GPU, the cluster has none")
         needed = [key for key in job.folders if not _trains(job, key)]
         files = [self._files(key, job.folders[key]) for key in needed]
-        task = self._remote.remote(job.work, self._dataset(job.work.data), needed, *files)
+        remote = self._remote.options(**needs)
+        task = remote.remote(job.work, self._dataset(job.work.data), needed, *files)
         self._running[task] = job
 
     def wait(self) -> list[tuple[Job, Outcome]]:
@@ -104,6 +108,12 @@ class RayEngine:
         if key not in self._packed:
             self._packed[key] = self._ray.put(pack(folder))
         return self._packed[key]
+
+
+def resources(work: Training | Run) -> dict[str, int]:
+    """What a job needs, as options of a Ray task. Runs act on the CPU wherever training was."""
+    on_gpu = isinstance(work, Training) and work.config.device.startswith("cuda")
+    return {"num_cpus": 1, "num_gpus": int(on_gpu)}
 
 
 def _trains(job: Job, key: str) -> bool:

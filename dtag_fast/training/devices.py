@@ -24,6 +24,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that torch sees, each as CUDA_VISIBLE_DEVICES names it for a process of its own."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(i) for i in range(count)] if named is None else named.split(",")
+    return tuple(name.strip() for name in names[:count])
+
+
 def local_device(device: torch.device) -> torch.device:
     """A GPU of this process's own, where several processes are asked for "cuda"."""
     if str(device) != "cuda" or "LOCAL_RANK" not in os.environ:

@@ -10,8 +10,10 @@ import torch
 
 from dtag_fast.cli import main
 from dtag_fast.commands.study import Changes, Study
+from dtag_fast.studies import engine_local
 from dtag_fast.studies.catalog import study
 from dtag_fast.studies.rows import ROWS_FILE, read_rows
+from dtag_fast.training.devices import visible_gpus
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +102,44 @@ def keys(size: Changes, engine: Literal["local", "ray"] = "local") -> set[str]:
     """Of the runs of the smallest study."""
     _, _, runs = Study(name="toy", budget="smoke", size=size, engine=engine)._declare(study("toy"))
     return {run.key for run in runs}
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "workers", "gpus"),
+    [
+        ("cuda", None, 2, ("4", "7")),
+        ("auto", None, 2, ("4", "7")),
+        ("cuda:1", None, 1, ()),  # as named, whatever else there is
+        ("cuda", 5, 5, ("4", "7")),
+        ("cpu", None, 3, ()),
+        (None, None, 3, ()),
+    ],
+)
+def test_on_cuda_there_is_a_worker_for_each_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str | None,
+    given: int | None,
+    workers: int,
+    gpus: tuple[str, ...],
+) -> None:
+    started = []
+    monkeypatch.setattr(engine_local, "LocalEngine", lambda *a, **k: started.append((a, k)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
+    Study(name="toy", workers=given, size=Changes(device=device))._engine()
+    assert started == [((workers,), {"gpus": gpus})]
+
+
+def test_gpus_are_named_as_processes_are_told_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, named, expected in (
+        (2, None, ("0", "1")),
+        (1, "3,-1,4", ("3",)),
+        (0, "", ()),
+        (0, None, ()),
+    ):
+        monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if named is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert visible_gpus() == expected

@@ -1,9 +1,14 @@
-"""Processes: no more of them than fit into the memory. That they do the work: test_runner.py."""
+"""Processes: no more of them than fit into the memory, each with a GPU of its own.
+
+That they do the work: test_runner.py.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +22,7 @@ from dtag_fast.studies.engine_local import (
     resident_bytes,
 )
 from tests.studies.conftest import TOY, toy_runs
+from tests.studies.test_runner import SEARCHED
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +82,35 @@ def test_what_a_process_uses() -> None:
 def test_what_the_system_says_of_its_memory() -> None:
     found = available_bytes()
     assert found is None or found > 10**6
+
+
+def test_each_worker_sees_a_gpu_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # A job that tells what its worker sees: unpickling it there prints it.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(SEARCHED))
+    run = toy_runs(1)[0]
+    for gpus, expected in ((("3", "5"), ["3", "3", "5"]), ((), ["all"])):
+        engine = LocalEngine(3, gpus=gpus)
+        try:
+            for _ in expected:
+                engine.start(Job(run, Telling()))
+            ended = 0
+            while ended < len(expected):
+                ended += len(engine.wait())
+        finally:
+            engine.close()
+        assert sorted(re.findall(r"sees (\w+)", capfd.readouterr().out)) == expected
+
+
+def _tell() -> dict[str, Path]:
+    print("sees", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+    return {}
+
+
+class Telling(dict[str, Path]):
+    """Folders of a job, none, that are told where they arrive."""
+
+    def __reduce__(self) -> Any:
+        return _tell, ()

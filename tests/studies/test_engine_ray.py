@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from dtag_fast.studies import datasets as stored
 from dtag_fast.studies import engine_ray
 from dtag_fast.studies.declare import Run
 from dtag_fast.studies.engine import Job, Outcome
 from dtag_fast.studies.engine_ray import RayEngine, pack, unpack
 from dtag_fast.studies.rows import ROWS_FILE
 from dtag_fast.studies.runner import run_study
-from tests.studies.conftest import toy_runs
+from tests.studies.conftest import TOY, toy_runs
 from tests.studies.test_runner import SEARCHED, HereEngine, results
 
 pytestmark = [
@@ -124,6 +125,61 @@ def test_a_lost_node_loses_no_row_and_changes_none(
     assert len((there / ROWS_FILE).read_text().splitlines()) == len(all_) == 4
 
 
+class FakeRay:
+    """Notes with what options tasks are started."""
+
+    def __init__(self, **resources: float) -> None:
+        self.resources = resources
+        self.started: list[dict[str, Any]] = []
+
+    def init(self, **options: Any) -> None:
+        pass
+
+    def remote(self, **options: Any) -> Any:
+        return lambda function: FakeTask(self, options)
+
+    def put(self, value: object) -> object:
+        return value
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+
+class FakeTask:
+    def __init__(self, ray: FakeRay, given: dict[str, Any]) -> None:
+        self.ray, self.given = ray, given
+
+    def options(self, **options: Any) -> FakeTask:
+        return FakeTask(self.ray, self.given | options)
+
+    def remote(self, *args: Any) -> object:
+        self.ray.started.append(self.given)
+        return object()
+
+
+def test_a_training_on_cuda_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored.prepare(TOY)
+    run = toy_runs(1)[0]
+    trainings = [
+        replace(run.policy, config=replace(run.policy.config, device=device))
+        for device in ("cpu", "cuda", "cuda:0")
+    ]
+    jobs = [Job(run, {}), *(Job(training, {}) for training in trainings)]
+    fake = FakeRay(CPU=4, GPU=1)
+    monkeypatch.setattr(engine_ray, "_import_ray", lambda: fake)
+    engine = RayEngine()
+    for job in jobs:
+        engine.start(job)
+    expected = [{"max_retries": 0, "num_cpus": 1, "num_gpus": n} for n in (0, 0, 1, 1)]
+    assert fake.started == expected
+    # Ray would wait for a GPU for ever.
+    del fake.resources["GPU"]
+    engine.start(jobs[1])
+    with pytest.raises(ValueError, match=r"--size\.device: trainings on CUDA need a GPU, the clus"):
+        engine.start(jobs[2])
+    assert len(fake.started) == 5
+
+
 def test_files_travel_whole(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     (folder / "checkpoints" / "step-1").mkdir(parents=True)
@@ -139,11 +195,8 @@ def test_files_travel_whole(tmp_path: Path) -> None:
 
 
 def test_a_node_may_write_to_its_copy_of_the_data() -> None:
-    from dtag_fast.studies import datasets
-    from tests.studies.conftest import TOY
-
-    datasets.prepare(TOY)
-    data = datasets.load(TOY)
+    stored.prepare(TOY)
+    data = stored.load(TOY)
     lent = replace(data, rewards=data.rewards.copy())
     lent.rewards.flags.writeable = False
     own = engine_ray._writable(lent)

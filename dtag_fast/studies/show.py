@@ -58,7 +58,8 @@ class TableShow:
             the first measure in the cells.
         measures: names in `results.MEASURES`.
         where: labels that records must have.
-        total: add the sum over datasets and the interquartile mean over all of them.
+        total: add the sum over datasets and the interquartile mean over all of them, for each
+            combination of the other labels in `rows`, of which "dataset" has to be one.
         note: what to say below it, besides what is always said.
     """
 
@@ -69,6 +70,10 @@ class TableShow:
     where: Options = ()
     total: bool = False
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.total and "dataset" not in self.rows:
+            raise ValueError(f"rows: expected 'dataset' among them for a total, got {self.rows}")
 
     def items(self, results: Results) -> Sequence[Item]:
         from dtag_fast.studies.tables import table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dtag_fast.studies.report import Estimate, Table
@@ -40,24 +41,14 @@ def table(show: TableShow, results: Results) -> Table | None:
         return None
     if show.columns is None:
         heads = [_head(measure, results) for measure in show.measures]
-        cells = [
-            [group.estimate(m) for m in show.measures] for _, group in results.groups(show.rows)
-        ]
-        totals = [results.total(measure) for measure in show.measures]
-        overall = [results.estimate(measure) for measure in show.measures]
     else:
-        measure, label = show.measures[0], show.columns
-        columns = results.values(label)
-        heads = [word(label, value) for value in columns]
-        cells = [
-            [group.where({label: value}).estimate(measure) for value in columns]
-            for _, group in results.groups(show.rows)
-        ]
-        totals = [results.where({label: value}).total(measure) for value in columns]
-        overall = [results.where({label: value}).estimate(measure) for value in columns]
+        heads = [word(show.columns, value) for value in results.values(show.columns)]
     rows: list[list[object]] = [
-        [*(word(n, v) for n, v in zip(show.rows, values, strict=True)), *found]
-        for (values, _), found in zip(results.groups(show.rows), cells, strict=True)
+        [
+            *_words(show.rows, values),
+            *(part.estimate(measure) for part, measure in _cells(show, group, results)),
+        ]
+        for values, group in results.groups(show.rows)
     ]
     # A row or a column without anything is left out.
     count = len(show.rows)
@@ -65,16 +56,46 @@ def table(show: TableShow, results: Results) -> Table | None:
     kept = [i for i in range(len(heads)) if any(row[count + i] is not None for row in rows)]
     if not kept:
         return None
-    if show.total and len(results.values("dataset")) > 1:
-        blank = [""] * (count - 1)
-        rows.append(["sum of means", *blank, *totals])
-        rows.append(["all, IQM", *blank, *overall])
+    if show.total:
+        rows += _totals(show, results)
     names = [NAMES.get(name, name) for name in show.rows]
     return Table(
         [*names, *(heads[i] for i in kept)],
         [[*row[:count], *(row[count + i] for i in kept)] for row in rows],
         caption=f"{caption(show.measures, results)} {show.note}".strip(),
     )
+
+
+def _cells(show: TableShow, group: Results, results: Results) -> list[tuple[Results, str]]:
+    """The records and the measure of each cell of a row; columns are those of all results."""
+    if show.columns is None:
+        return [(group, measure) for measure in show.measures]
+    return [
+        (group.where({show.columns: value}), show.measures[0])
+        for value in results.values(show.columns)
+    ]
+
+
+def _totals(show: TableShow, results: Results) -> Iterator[list[object]]:
+    """Over datasets, once for each combination of the other labels of a row.
+
+    Two checkpoints of one training are not two trainings, and are never pooled.
+    """
+    others = [name for name in show.rows if name != "dataset"]
+    for values, group in results.groups(others):
+        if len(group.values("dataset")) < 2:
+            continue
+        cells = _cells(show, group, results)
+        said = dict(zip(others, _words(others, values), strict=True))
+        for name, totals in (
+            ("sum of means", [part.total(measure) for part, measure in cells]),
+            ("all, IQM", [part.estimate(measure) for part, measure in cells]),
+        ):
+            yield [*({**said, "dataset": name}[label] for label in show.rows), *totals]
+
+
+def _words(names: Sequence[str], values: Sequence[Any]) -> list[str]:
+    return [word(name, value) for name, value in zip(names, values, strict=True)]
 
 
 def caption(measures: Any, results: Results) -> str:

@@ -196,6 +196,39 @@ def test_a_label_may_be_the_columns(results: Results) -> None:
     assert [cell.value for cell in found.rows[2][1:]] == [0.0, 0.0, 0.0]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("columns", [None, "n"])
+def test_totals_keep_checkpoints_apart(columns: str | None) -> None:
+    runs = [
+        replace(made_run(data, seed, n, checkpoint=checkpoint), checkpoint=checkpoint)
+        for data in DATA
+        for seed in range(3)
+        for checkpoint in ("last", "best")
+        for n in (None, 1)
+    ]
+    rows = {}
+    for run in runs:
+        gain = (10.0 if run.checkpoint == "best" else 2.0) * run.label.get("n", 0)
+        rows[run.key] = made_row(run, noisy(50.0 + gain, run.label["seed"]))
+    found = table(
+        Results.of(runs, rows, Path()).where({"refined": True}),
+        rows=("checkpoint", "dataset"),
+        columns=columns,
+        measures=("difference",),
+        total=True,
+    )
+    assert [(*row[:2], row[2].value) for row in found.rows[4:]] == [  # type: ignore[attr-defined]
+        ("last", "sum of means", 4.0),
+        ("last", "all, IQM", 2.0),
+        ("best", "sum of means", 20.0),
+        ("best", "all, IQM", 10.0),
+    ]
+
+
+def test_a_total_is_over_datasets() -> None:
+    with pytest.raises(ValueError, match="rows: expected 'dataset' among them"):
+        TableShow(title="x", rows=("n",), measures=("score",), total=True)
+
+
 def test_what_has_nothing_to_show_shows_nothing(results: Results) -> None:
     show = TableShow(title="x", rows=("dataset",), measures=("critic_bias",))
     assert list(show.items(results)) == []

@@ -64,7 +64,7 @@ def _curves(show: CurveShow, results: Results, panels: Sequence[tuple[Any, Resul
             axes.plot(
                 xs, [e.value for _, e in points], color=colour, marker="o", markersize=4, label=name
             )
-            _baseline(show, results, chosen, axes, colour)
+            _baseline(show, chosen, axes, colour)
         if show.panel is not None:
             axes.set_title(word(show.panel, value), fontweight="normal")
         axes.set_ylabel(_label(show.y, panel))
@@ -85,16 +85,13 @@ def _curves(show: CurveShow, results: Results, panels: Sequence[tuple[Any, Resul
     return figure
 
 
-def _baseline(show: CurveShow, results: Results, chosen: Results, axes: Any, colour: str) -> None:
+def _baseline(show: CurveShow, chosen: Results, axes: Any, colour: str) -> None:
     """What the partners of the line's records reach, once for each set of partners."""
     if not show.baseline:
         return
-    partners = {id(r.partner): r.partner for r in chosen.records if r.partner is not None}
-    if partners:
-        unrefined = Results(tuple(partners.values()), results.trainings)
-        found = unrefined.estimate(show.y)
-        if found is not None:
-            axes.axhline(found.value, color=colour, linestyle="--", linewidth=1.2, alpha=0.8)
+    found = chosen.partners().estimate(show.y)
+    if found is not None:
+        axes.axhline(found.value, color=colour, linestyle="--", linewidth=1.2, alpha=0.8)
 
 
 def _legend(show: CurveShow, value: Any) -> str:
@@ -151,14 +148,23 @@ def _scatter(show: ScatterShow, points: Sequence[tuple[Any, float, float]]) -> F
 
 
 def pairs(show: PairShow, results: Results) -> list[Item]:
-    """Each group's training seeds, unrefined above refined, joined."""
+    """Each group's training seeds, unrefined above refined, joined.
+
+    The unrefined of a group that has none of its own, as its labels vary refinement, are those
+    that its refined records are compared with; these get no group of their own.
+    """
     rows = []
+    partners = {id(r.partner) for r in results.records if r.partner is not None}
     one = len(results.values("dataset")) == 1
     names = tuple(name for name in show.rows if name != "dataset" or not one) or show.rows
     for values, group in results.groups(names):
         name = ", ".join(word(n, v) for n, v in zip(names, values, strict=True) if v is not None)
-        for refined in (False, True):
-            chosen = group.where({"refined": refined})
+        refined_ones, unrefined = (group.where({"refined": flag}) for flag in (True, False))
+        if not refined_ones.records and all(id(r) in partners for r in group.records):
+            continue
+        if not unrefined.records:
+            unrefined = refined_ones.partners()
+        for refined, chosen in ((False, unrefined), (True, refined_ones)):
             found = chosen.estimate("score")
             if found is None:
                 continue

@@ -156,6 +156,11 @@ class Results:
         kept = tuple(record for record in self.records if record.matches(labels))
         return Results(kept, self.trainings, self.missing)
 
+    def partners(self) -> Results:
+        """The unrefined records that these are compared with, each once."""
+        found = {id(r.partner): r.partner for r in self.records if r.partner is not None}
+        return Results(tuple(found.values()), self.trainings, self.missing)
+
     def values(self, label: str) -> list[Any]:
         """What a label is, in the order of appearance; records without it play no part."""
         return list(dict.fromkeys(r.labels[label] for r in self.records if label in r.labels))

@@ -312,6 +312,29 @@ def test_pairs_show_every_seed(results: Results) -> None:
     assert "IQM [95 %]" in {text.get_text() for text in plot.figure.axes[0].texts}
 
 
+def test_pairs_take_the_unrefined_that_a_group_is_compared_with(results: Results) -> None:
+    show = PairShow(title="Seeds", rows=("dataset", "n"), where=options(dataset=DATA[0].name))
+    (plot,) = show.items(results)
+    assert isinstance(plot, Plot)
+    axes = plot.figure.axes[0]
+    texts = [text.get_text() for text in axes.texts]
+    assert "" not in texts
+    assert [text for text in texts if text in ("1", "5", "20")] == ["1", "5", "20"]
+    offsets = [np.asarray(c.get_offsets())[:, 0].tolist() for c in axes.collections]
+    expected = [[50.0 + n + s for s in range(3)] for k in (1, 5, 20) for n in (0, k)]
+    assert sorted(map(sorted, offsets)) == sorted(expected)
+    joined = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
+    for n in (1, 5, 20):
+        assert all([50.0 + s, 50.0 + n + s] in joined for s in range(3))
+
+
+def test_pairs_keep_a_policy_that_is_never_refined(results: Results) -> None:
+    alone = tuple(r for r in results.records if r.partner is None)
+    (plot,) = PairShow(title="Seeds", rows=("method",)).items(replace(results, records=alone))
+    assert isinstance(plot, Plot)
+    assert len(plot.figure.axes[0].collections) == 1
+
+
 def test_a_method_has_its_colour_wherever_it_stands() -> None:
     for names in (["Reinformer", "x", "y"], ["y", "x", "Reinformer"]):
         found = colours(names)

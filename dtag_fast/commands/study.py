@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -58,6 +59,8 @@ class Study:
     not, of any of the studies, are told before the first one starts.
     """
 
+    once: ClassVar[tuple[str, ...]] = ("--data", "--size.methods", "--size.critics")
+
     name: Annotated[str, tyro.conf.Positional]
     """list, all, or a study's name."""
 
@@ -65,7 +68,7 @@ class Study:
     """Seconds, to see that all of it works; minutes to hours; or the papers' scale: days."""
 
     data: tuple[str, ...] = ()
-    """Minari ids to run on, instead of the budget's."""
+    """Minari ids to run on, instead of the budget's; all of them after one --data."""
 
     out: Path | None = None
     """Folder of rows, tables and report; runs/studies/NAME-BUDGET unless given."""
@@ -199,11 +202,13 @@ class Study:
 
     def _words(self) -> str:
         """What to type to do the same again, but for where it goes."""
-        words = [self.name, f"--budget {self.budget}", *(f"--data {id}" for id in self.data)]
+        words = [self.name, "--budget", self.budget]
+        if self.data:
+            words += ["--data", *self.data]
         for name, value in self._changes().items():
-            said = " ".join(value) if isinstance(value, tuple) else value
-            words.append(f"--size.{name.replace('_', '-')} {said}")
-        return " ".join(words)
+            said = value if isinstance(value, tuple) else (value,)
+            words += [f"--size.{name.replace('_', '-')}", *map(str, said)]
+        return shlex.join(words)
 
     def _list(self, console: Console) -> None:
         from rich import box

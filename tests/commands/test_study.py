@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from dtag_fast.cli import main
+from dtag_fast.commands.parse import parse
 from dtag_fast.commands.study import Changes, Study
 from dtag_fast.studies import engine_local
 from dtag_fast.studies.catalog import study
@@ -143,3 +145,39 @@ def test_gpus_are_named_as_processes_are_told_of_them(monkeypatch: pytest.Monkey
         if named is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
         assert visible_gpus() == expected
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Study(name="toy"),
+        Study(
+            name="gym",
+            budget="paper",
+            data=("dtag/hopper/medium-v0", "made here/with a space-v0"),
+            size=Changes(seeds=2, policy_steps=7, methods=("dt", "bc"), device="cuda"),
+        ),
+        Study(name="critics", data=("dtag/a-v0",), size=Changes(critics=("cql", "iql"))),
+    ],
+)
+def test_the_words_of_the_report_are_the_command(command: Study) -> None:
+    assert parse(Study, "dtag study", shlex.split(command._words())) == command
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data", "dtag/a-v0", "--data", "dtag/b-v0"],
+        ["--data=dtag/a-v0", "--data", "dtag/b-v0"],
+        ["--size.methods", "dt", "--size.methods", "bc"],
+        ["--size.critics", "iql", "--size.critics", "cql"],
+    ],
+)
+def test_nothing_is_lost_of_an_option_given_twice(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["study", "toy", *arguments])
+    assert left.value.code == 2
+    option = arguments[0].partition("=")[0]
+    assert f"{option}: expected once, with all values after it" in capsys.readouterr().err

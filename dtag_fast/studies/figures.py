@@ -60,7 +60,8 @@ def _curves(show: CurveShow, results: Results, panels: Sequence[tuple[Any, Resul
             xs = [x for x, _ in points]
             colour = palette[name]
             low, high = [e.low for _, e in points], [e.high for _, e in points]
-            axes.fill_between(xs, low, high, color=colour, alpha=0.16, linewidth=0)
+            if any(e.has_interval for _, e in points):
+                axes.fill_between(xs, low, high, color=colour, alpha=0.16, linewidth=0)
             axes.plot(
                 xs, [e.value for _, e in points], color=colour, marker="o", markersize=4, label=name
             )

@@ -142,7 +142,7 @@ class ScoreRow:
         method: its name; an unrefined and a refined row of one name are drawn as a pair.
         refined: whether actions were refined.
         values: return or score of each episode.
-        interval: of their mean, 95 %.
+        interval: of their mean, 95 %; NaN, NaN for none.
         seeds: of the environment in each episode; episodes of one seed are joined by a line.
         center: what the interval is of; the mean unless given.
     """
@@ -272,7 +272,7 @@ def _draw_row(axes: Any, row: ScoreRow, line: float) -> None:
     axes.text(
         1.02,
         line,
-        f"{_short(row.middle)} [{_short(low)}, {_short(high)}]",
+        _short(row.middle) + ("" if math.isnan(low) else f" [{_short(low)}, {_short(high)}]"),
         transform=axes.get_yaxis_transform(),
         va="center",
         fontsize=9,

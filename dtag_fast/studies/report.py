@@ -32,12 +32,16 @@ PACKAGES = ("dtag-fast", "torch", "numpy", "gymnasium", "minari", "mujoco", "gym
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, in a table."""
+    """A value with its interval, in a table; NaN for both ends where there is none."""
 
     value: float
     low: float
     high: float
     digits: int = 1
+
+    @property
+    def has_interval(self) -> bool:
+        return not (math.isnan(self.low) or math.isnan(self.high))
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,8 @@ def _cell(value: object) -> str:
     match value:
         case None:
             return ""
+        case Estimate(mean, digits=digits) if not value.has_interval:
+            return _minus(f"{mean:.{digits}f}")
         case Estimate(mean, low, high, digits):
             interval = f"{low:.{digits}f} to {high:.{digits}f}"
             return (

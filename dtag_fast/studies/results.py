@@ -8,6 +8,7 @@ episodes are resampled instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,11 +68,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of a record, as one value or as one an episode."""
+    """A figure of a record: one value an episode where it is `episodic`, else one in all."""
 
     label: str
     of: Callable[[Record], Floats | float | None]
     digits: int | None = None  # as many as make sense for the size
+    episodic: bool = False
 
 
 def _score(record: Record) -> Floats:
@@ -103,9 +105,9 @@ def _timing(*names: str) -> Callable[[Record], float | None]:
 
 
 MEASURES = {
-    "score": Measure("score", _score),
-    "return": Measure("return", _return),
-    "difference": Measure("change by refinement", _difference),
+    "score": Measure("score", _score, episodic=True),
+    "return": Measure("return", _return, episodic=True),
+    "difference": Measure("change by refinement", _difference, episodic=True),
     "q_gain": Measure("Q gain", _result("q_gain")),
     "distance": Measure("moved", _result("distance")),
     "best_step": Measure("chosen candidate", _result("best_step"), digits=1),
@@ -178,13 +180,16 @@ class Results:
         return " or ".join(dict.fromkeys(r.scale for r in self.records if not r.diverged))
 
     def estimate(self, measure: str, statistic: Statistic = "iqm") -> Estimate | None:
-        """The measure over all records; None where none of them has it."""
+        """The measure over all records; None where none of them has it.
+
+        Without an interval where every dataset has a single value.
+        """
         strata = self.strata(measure)
         if not strata:
             return None
         values = np.concatenate(strata)
         center = interquartile_mean(values) if statistic == "iqm" else values.mean()
-        low, high = stratified_bootstrap(strata, statistic)
+        low, high = interval(strata, statistic)
         return estimate(float(center), low, high, MEASURES[measure].digits)
 
     def total(self, measure: str) -> Estimate | None:
@@ -200,7 +205,7 @@ class Results:
             return total
 
         center = float(sum_of_means(np.concatenate(strata)))
-        low, high = stratified_bootstrap(strata, sum_of_means)
+        low, high = interval(strata, sum_of_means)
         return estimate(center, low, high, MEASURES[measure].digits)
 
     def strata(self, measure: str) -> list[Floats]:
@@ -217,6 +222,24 @@ class Results:
             for values in found.values()
         ]
 
+    def short(self, measures: Sequence[str]) -> tuple[int, int, int]:
+        """How many settings have a measure of fewer training seeds than there are.
+
+        Returns:
+            Their number, that of all settings that have a value, and the fewest seeds of one.
+        """
+        labels = dict.fromkeys(name for record in self.records for name in record.labels)
+        counts = []
+        for _, group in self.groups([name for name in labels if name != "seed"]):
+            found = [
+                len({r.labels.get("seed") for r in group.records if value_of(r, m) is not None})
+                for m in measures
+            ]
+            if any(found):
+                counts.append(min(count for count in found if count))
+        fewer = [count for count in counts if count < self.seeds]
+        return len(fewer), len(counts), min(fewer, default=self.seeds)
+
     @property
     def seeds(self) -> int:
         """How many training seeds there are."""
@@ -232,9 +255,16 @@ def value_of(record: Record, measure: str) -> float | None:
 def estimate(value: float, low: float, high: float, digits: int | None = None) -> Estimate:
     """With as many digits as make sense for its size."""
     if digits is None:
-        largest = max(abs(value), abs(low), abs(high))
+        largest = max(abs(x) for x in (value, low, high) if not math.isnan(x))
         digits = 0 if largest >= 1000 else 1 if largest >= 10 else 2 if largest >= 1 else 3
     return Estimate(value, low, high, digits)
+
+
+def interval(strata: Sequence[Floats], statistic: Statistic) -> tuple[float, float]:
+    """The bootstrap interval; NaN, NaN where no stratum has a second value to resample."""
+    if all(len(values) == 1 for values in strata):
+        return math.nan, math.nan
+    return stratified_bootstrap(strata, statistic)
 
 
 def verdict(found: Estimate) -> str:

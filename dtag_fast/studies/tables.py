@@ -34,6 +34,9 @@ _LATEX = {
     "²": "$^2$",
 }
 
+# Beside numbers of several seeds.
+LAST_SEED = "Where one seed is left, intervals are over its episodes."
+
 
 def table(show: TableShow, results: Results) -> Table | None:
     """The table of a declaration; None if no record has what it shows."""
@@ -98,8 +101,8 @@ def _words(names: Sequence[str], values: Sequence[Any]) -> list[str]:
     return [word(name, value) for name, value in zip(names, values, strict=True)]
 
 
-def caption(measures: Any, results: Results) -> str:
-    """What the numbers are."""
+def caption(measures: Sequence[str], results: Results) -> str:
+    """What the numbers are, and how many stand on fewer training seeds than the others."""
     seeds = results.seeds
     over = f"{seeds} training seeds" if seeds > 1 else "the episodes of one training seed"
     text = f"Interquartile means with 95 % bootstrap intervals over {over}."
@@ -107,6 +110,12 @@ def caption(measures: Any, results: Results) -> str:
         text += f" Score: {results.scale()}."
     if "difference" in measures:
         text += " Changes are paired by environment seed."
+    if seeds == 1 and not all(MEASURES[measure].episodic for measure in measures):
+        text += " What a run has one value of stands without an interval."
+    fewer, settings, fewest = results.short(measures)
+    if fewer:
+        text += f" Over fewer seeds: {fewer} of {settings} settings, down to {fewest}."
+        text += f" {LAST_SEED}" if fewest == 1 else ""
     diverged = sum(record.diverged for record in results.records)
     if diverged:
         text += (
@@ -168,7 +177,8 @@ def csv_text(found: Table) -> str:
         cells: list[object] = []
         for cell, is_wide in zip(row, wide, strict=True):
             if isinstance(cell, Estimate):
-                cells += [cell.value, cell.low, cell.high]
+                ends = (cell.low, cell.high) if cell.has_interval else (None, None)
+                cells += [cell.value, *ends]
             else:
                 cells += [cell, None, None] if is_wide else [cell]
         writer.writerow(["" if cell is None else cell for cell in cells])
@@ -184,7 +194,7 @@ def file_name(title: str) -> str:
 def _text(cell: object) -> str:
     if isinstance(cell, Estimate):
         value, low, high = (f"{x:.{cell.digits}f}" for x in (cell.value, cell.low, cell.high))
-        return f"{value} [{low}, {high}]"
+        return f"{value} [{low}, {high}]" if cell.has_interval else value
     if isinstance(cell, float):
         return f"{cell:.4g}"
     return "" if cell is None else str(cell)
@@ -201,7 +211,8 @@ def _latex_text(text: str) -> str:
 def _latex_cell(cell: object) -> str:
     if isinstance(cell, Estimate):
         value, low, high = (f"{x:.{cell.digits}f}" for x in (cell.value, cell.low, cell.high))
-        return rf"${value}$ {{\scriptsize $[{low}, {high}]$}}"
+        interval = rf" {{\scriptsize $[{low}, {high}]$}}" if cell.has_interval else ""
+        return f"${value}${interval}"
     return _latex_text(_text(cell))
 
 

@@ -17,7 +17,7 @@ from dtag_fast.studies.named.rules import rules
 from dtag_fast.studies.named.spread import spread
 from dtag_fast.studies.report import Estimate, Plot, Table, Text
 from dtag_fast.studies.results import Results
-from dtag_fast.studies.show import LandscapeShow
+from dtag_fast.studies.show import CurveShow, LandscapeShow
 
 EVERY_STUDY = pytest.mark.parametrize("declared", STUDIES.values(), ids=list(STUDIES))
 
@@ -98,6 +98,15 @@ def test_it_says_what_it_asks_and_what_it_chose(declared: Study) -> None:
     assert len(declared.choices) > 100
     for text in (declared.title, declared.question, declared.choices, declared.source):
         assert "  " not in text
+
+
+def test_no_curve_of_steps_pools_policies() -> None:
+    results = results_of(STUDIES["steps"], "small")
+    curves = [show for show in STUDIES["steps"].shows if isinstance(show, CurveShow)]
+    assert len(curves) == 6
+    for show in curves:
+        assert len(results.where(dict(show.where)).values("method")) == 1
+        assert len(show.items(results)) == 1
 
 
 def test_a_judge_is_of_another_seed_than_what_it_judges() -> None:

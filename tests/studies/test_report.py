@@ -69,6 +69,7 @@ def write(directory: Path, **options: Any) -> tuple[Path, Page]:
         [
             ["DT", NASTY, Estimate(-12.34, -20.0, 3.21), 3],
             ["DT, refined", None, Estimate(0.4321, 0.4, 0.5, digits=3), np.float64(-0.5)],
+            ["alone", None, Estimate(-0.25, math.nan, math.nan, digits=2), None],
         ],
         caption="caption of the table",
         emphasized=[1],
@@ -105,9 +106,11 @@ def test_everything_given_is_escaped_and_there(tmp_path: Path) -> None:
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert images[0]["alt"] == f"alt {NASTY}"
     labels = [attributes.get("data-label") for tag, attributes in page.tags if tag == "td"]
-    assert labels == ["policy", NASTY, "return", "count"] * 2
+    assert labels == ["policy", NASTY, "return", "count"] * 3
     assert "−12.3 −20.0 to 3.2" in page.text
     assert "0.432 0.400 to 0.500" in page.text
+    assert "−0.25\n" in page.text
+    assert "nan" not in page.text
     assert "−0.5" in page.text
     assert "a < b\nc" in page.text
     assert source.count('<tr class="emphasized">') == 1

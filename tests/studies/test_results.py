@@ -162,6 +162,62 @@ def test_digits_fit_the_size(value: float, digits: int) -> None:
     assert estimate(value, value, value).digits == digits
 
 
+def test_one_value_has_no_interval(results: Results) -> None:
+    alone = results.where({"seed": 1, "n": 5})
+    for chosen in (alone, alone.where({"dataset": DATA[0].name})):
+        found = chosen.estimate("distance")
+        assert found is not None
+        assert found.value == pytest.approx(0.05)
+        assert not found.has_interval
+        scored = chosen.estimate("score")
+        assert scored is not None
+        assert scored.has_interval  # of episodes
+    total = alone.total("distance")
+    assert total is not None
+    assert not total.has_interval
+    several = results.where({"n": 5}).estimate("distance")
+    assert several is not None
+    assert several.has_interval
+
+
+def test_a_number_without_an_interval_is_written_alone(results: Results) -> None:
+    found = table(results.where({"seed": 1, "n": 5}), measures=("distance", "difference"))
+    assert "What a run has one value of stands without an interval." in found.caption
+    first = DATA[0].name
+    assert f"| {first} | 5 | 0.050 | 5.00 [5.00, 5.00] |" in markdown(found)
+    assert rf"{first} & 5 & $0.050$ & $5.00$ {{\scriptsize" in latex(found)
+    rows = list(csv.reader(io.StringIO(csv_text(found))))
+    assert rows[0][2:5] == ["moved", "moved low", "moved high"]
+    assert rows[1][2:5] == ["0.05", "", ""]
+    assert "without an interval" not in table(results.where({"n": 5})).caption
+    (curve,) = CurveShow(title="x", x="n", y="distance").items(results.where({"seed": 1}))
+    assert isinstance(curve, Plot)
+    curve.figure.canvas.draw()
+    assert not any(axes.collections for axes in curve.figure.axes)
+
+
+def test_a_caption_says_how_many_settings_have_fewer_seeds(
+    runs: list[Run], rows: dict[str, dict[str, Any]]
+) -> None:
+    assert "fewer seeds" not in tables.caption(("score",), Results.of(runs, rows, Path()))
+    lost = {"status": "diverged", "result": {"what": "x"}, "timing": {}}
+    first, second = ([r for r in runs if r.label.get("n") == 5 and r.data == d] for d in DATA)
+    rows[first[0].key] |= lost
+    del rows[second[0].key]
+    text = tables.caption(("score",), Results.of(runs, rows, Path()))
+    assert "Over fewer seeds: 2 of 8 settings, down to 2." in text
+    assert tables.LAST_SEED not in text
+    rows[first[1].key] |= lost
+    text = tables.caption(("score",), Results.of(runs, rows, Path()))
+    assert f"Over fewer seeds: 2 of 8 settings, down to 1. {tables.LAST_SEED}" in text
+    # A change has the seeds of both.
+    unrefined = next(r for r in runs if r.data == DATA[0] and r.refinement is None)
+    rows[unrefined.key] |= lost
+    refined = Results.of(runs, rows, Path()).where({"refined": True})
+    assert "2 of 6 settings" in tables.caption(("score",), refined)
+    assert "4 of 6 settings" in tables.caption(("difference",), refined)
+
+
 # --- tables ---
 
 

@@ -69,6 +69,23 @@ def _steps_grid(size: Size, datasets: Sequence[Data]) -> Iterator[Run]:
     return _sweep(size, datasets, settings)
 
 
+def _against_n(
+    method: str, said: str, measure: str, *, baseline: bool = False, note: str = ""
+) -> CurveShow:
+    """A line for each η, of one kind of policy: kinds differ too much to be pooled."""
+    label = recipes.METHODS[method].label
+    return CurveShow(
+        title=f"{label}: {said} against n",
+        x="n",
+        y=measure,
+        lines="eta",
+        where=options(method=label, gradient="unit"),
+        log=True,
+        baseline=baseline,
+        note=note,
+    )
+
+
 STEPS = Study(
     name="steps",
     title="How far to climb: n and η",
@@ -79,22 +96,7 @@ STEPS = Study(
     sizes=SIZES,
     grid=_steps_grid,
     shows=(
-        CurveShow(
-            title="Reinformer: score against n",
-            x="n",
-            y="score",
-            lines="eta",
-            where=options(method="Reinformer", gradient="unit"),
-            log=True,
-        ),
-        CurveShow(
-            title="Decision Transformer: score against n",
-            x="n",
-            y="score",
-            lines="eta",
-            where=options(method="Decision Transformer", gradient="unit"),
-            log=True,
-        ),
+        *(_against_n(name, "score", "score", baseline=True) for name in _BOTH),
         ScatterShow(
             title="Change against distance moved",
             x="distance",
@@ -103,25 +105,8 @@ STEPS = Study(
             log=True,
             note="Mean L2 distance between the policy's action and the executed one.",
         ),
-        CurveShow(
-            title="Distance moved against n",
-            x="n",
-            y="distance",
-            lines="eta",
-            where=options(gradient="unit"),
-            log=True,
-            baseline=False,
-        ),
-        CurveShow(
-            title="Q gain against n",
-            x="n",
-            y="q_gain",
-            lines="eta",
-            where=options(gradient="unit"),
-            log=True,
-            baseline=False,
-            note="The critic's own opinion.",
-        ),
+        *(_against_n(name, "distance moved", "distance") for name in _BOTH),
+        *(_against_n(name, "Q gain", "q_gain", note="The critic's own opinion.") for name in _BOTH),
         TableShow(
             title="All settings",
             rows=("dataset", "method", "gradient", "eta", "n"),

@@ -34,8 +34,9 @@ def equal_time(results: Results) -> Sequence[Item]:
     for way in ways:
         columns += [way, f"{way}: change"]
     note = (
-        f"{caption(('difference',), results)} Beside each AG the largest N that takes no longer, "
-        f"up to {100 * (SLACK - 1):.0f} %; nothing where even the smallest does."
+        f"{caption(('difference', 'refinement_us'), results)} "
+        f"Beside each AG the largest N that takes no longer, up to {100 * (SLACK - 1):.0f} %; "
+        "nothing where even the smallest does."
     )
     return [Table(columns, rows, caption=note)]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dtag_fast.evaluation.scores import interquartile_mean, stratified_bootstrap
+from dtag_fast.evaluation.scores import interquartile_mean
 from dtag_fast.studies import recipes
 from dtag_fast.studies.judge import spearman
 from dtag_fast.studies.report import Item, Table, Text
-from dtag_fast.studies.results import Record, Results, estimate, value_of
+from dtag_fast.studies.results import Record, Results, estimate, interval, value_of
 
 # What of the claimed gain a setting needs to have confirmed.
 SHARE = 0.8
@@ -74,7 +74,7 @@ def rules(results: Results) -> Sequence[Item]:
             changes = np.array(
                 [0.0 if r is None else value_of(r, "difference") or 0.0 for r in chosen]
             )
-            low, high = stratified_bootstrap([changes], "iqm")
+            low, high = interval([changes], "iqm")
             refined = sum(r is not None for r in chosen)
             rows.append(
                 [

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dtag_fast.evaluation.scores import interquartile_mean, stratified_bootstrap
+from dtag_fast.evaluation.scores import interquartile_mean
 from dtag_fast.studies.declare import policy_config
 from dtag_fast.studies.report import Estimate, Item, Table, Text
-from dtag_fast.studies.results import Floats, Record, Results, estimate
-from dtag_fast.studies.tables import caption, word
+from dtag_fast.studies.results import Floats, Record, Results, estimate, interval
+from dtag_fast.studies.tables import LAST_SEED, caption, word
 
 _LABELS = ("dataset", "method", "q_weight", "refined")
 
@@ -51,8 +51,8 @@ def spread(results: Results) -> Sequence[Item]:
         "standard deviation and the lowest are of the training seeds' means; the plain policy is "
         "that of the same kind and training seed with neither PG nor AG."
     )
-    if any(record.diverged for record in results.records):
-        note += " Where one seed is left, intervals are over its episodes."
+    if any(record.diverged for record in results.records) and LAST_SEED not in note:
+        note += f" {LAST_SEED}"
     items: list[Item] = [Table(columns, rows, caption=note)]
     said = dict.fromkeys(_what(record) for record in results.records if record.diverged)
     if said:
@@ -76,7 +76,7 @@ def _change(records: Sequence[Record], plain: dict[tuple[object, ...], Record]) 
     if not found:
         return None
     changes = found[0] if len(found) == 1 else np.array([change.mean() for change in found])
-    low, high = stratified_bootstrap([changes], "iqm")
+    low, high = interval([changes], "iqm")
     return estimate(float(interquartile_mean(changes)), low, high)
 
 

@@ -19,7 +19,7 @@ from dtag_fast.studies.report import (
     Text,
     write_report,
 )
-from dtag_fast.studies.results import Results, verdict
+from dtag_fast.studies.results import Results, verdict, warning
 from dtag_fast.studies.rows import ROWS_FILE
 from dtag_fast.studies.runner import TRAININGS_FILE
 
@@ -100,10 +100,11 @@ def finding(results: Results) -> str:
         if word in counts
     ]
     seeds = results.seeds
+    agreed = f" {warning(seeds)}".rstrip()
     over = f"{seeds} training seeds" if seeds > 1 else "episodes, with one training seed"
     return (
         f"Of {total} settings with refinement it {', '.join(said)} "
-        f"(95 % intervals over {over}, paired by environment seed).{missing}"
+        f"(95 % intervals over {over}, paired by environment seed).{agreed}{missing}"
     )
 
 

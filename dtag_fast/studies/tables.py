@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dtag_fast.studies.report import Estimate, Table
-from dtag_fast.studies.results import MEASURES, Results
+from dtag_fast.studies.results import MEASURES, Results, warning
 from dtag_fast.studies.show import NAMES, TableShow
 
 _LATEX = {
@@ -109,7 +109,7 @@ def caption(measures: Sequence[str], results: Results) -> str:
     if {"score", "difference"} & set(measures):
         text += f" Score: {results.scale()}."
     if "difference" in measures:
-        text += " Changes are paired by environment seed."
+        text += f" Changes are paired by environment seed. {warning(seeds)}".rstrip()
     if seeds == 1 and not all(MEASURES[measure].episodic for measure in measures):
         text += " What a run has one value of stands without an interval."
     fewer, settings, fewest = results.short(measures)

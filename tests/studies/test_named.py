@@ -191,6 +191,18 @@ def test_rules_choose_by_what_they_may_know() -> None:
     assert "confirmed share 1.00" in text.text
 
 
+def test_a_default_that_is_not_among_the_settings_has_no_row() -> None:
+    declared = STUDIES["selection"]
+    size = replace(declared.sizes["small"], budget="small", seeds=2)
+    runs = declared.runs(size, declared.data["small"][:1])
+    left = [r for r in runs if (r.label.get("eta"), r.label.get("n")) != (0.01, 5)]
+    assert len(left) == len(runs) - 2
+    tables = [rules(Results.of(r, made_rows(r), Path()))[0] for r in (runs, left)]
+    with_it, without = ([row[1] for row in t.rows] for t in tables if isinstance(t, Table))
+    assert with_it[0] == "always the default"
+    assert without == with_it[1:]
+
+
 def test_not_refining_is_a_choice() -> None:
     declared = STUDIES["selection"]
     size = replace(declared.sizes["small"], budget="small", seeds=1)

@@ -153,6 +153,23 @@ def test_the_finding_counts_settings_by_what_refinement_does(results: Results) -
     text = finding(results)
     assert "Of 6 settings with refinement it raises the score in 3, lowers the score in 3" in text
     assert "3 training seeds" in text
+    assert "leaves zero out whenever all seeds agree" in text
+    assert "they do in 1 of 4 settings" in text
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5, 6])
+def test_few_seeds_that_agree_are_said_to_be_no_more_than_that(seeds: int) -> None:
+    runs = [made_run(DATA[0], seed, n) for seed in range(seeds) for n in (None, 1)]
+    rows = {run.key: made_row(run, noisy(50.0, run.label["seed"])) for run in runs}
+    for run in runs:  # barely, but all of them
+        if run.refinement is not None:
+            rows[run.key]["result"]["returns"][0] += 0.001
+    found = Results.of(runs, rows, Path())
+    few = 1 < seeds < 6
+    assert "raises the score in 1 " in finding(found) or seeds == 1
+    assert ("all seeds agree" in finding(found)) == few
+    assert ("all seeds agree" in tables.caption(("difference",), found)) == few
+    assert "all seeds agree" not in tables.caption(("score",), found)
 
 
 @pytest.mark.parametrize(

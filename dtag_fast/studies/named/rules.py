@@ -10,19 +10,19 @@ from dtag_fast.evaluation.scores import interquartile_mean
 from dtag_fast.studies import recipes
 from dtag_fast.studies.judge import spearman
 from dtag_fast.studies.report import Item, Table, Text
-from dtag_fast.studies.results import Record, Results, estimate, interval, value_of
+from dtag_fast.studies.results import Record, Results, estimate, interval, value_of, warning
 
 # What of the claimed gain a setting needs to have confirmed.
 SHARE = 0.8
 
 
-def _first(records: Sequence[Record]) -> Record | None:
-    """The default refinement where it is among the settings, else the first."""
+def _default(records: Sequence[Record]) -> Record | None:
+    """The default refinement; None where it is not among the settings."""
     default = (recipes.REFINEMENT["step_size"], recipes.REFINEMENT["steps"], None)
     for record in records:
         if (record.labels["eta"], record.labels["n"], record.labels["limit"]) == default:
             return record
-    return records[0]
+    return None
 
 
 def _most(measure: str) -> Callable[[Sequence[Record]], Record | None]:
@@ -46,9 +46,10 @@ def _cautious(records: Sequence[Record]) -> Record | None:
     return best if sure(best) > 0 else None
 
 
+DEFAULT = "always the default"
 # A rule sees the refined records of one training seed, and picks one, or None: do not refine.
 RULES: dict[str, Callable[[Sequence[Record]], Record | None]] = {
-    "always the default": _first,
+    DEFAULT: _default,
     "largest claimed gain": _most("claimed"),
     "largest confirmed gain": _most("confirmed"),
     f"largest confirmed gain, {SHARE:.0%} or more confirmed": _confirmed,
@@ -71,6 +72,8 @@ def rules(results: Results) -> Sequence[Item]:
             continue
         for name, rule in RULES.items():
             chosen = [rule(records) for records in seeds.values()]
+            if name == DEFAULT and None in chosen:
+                continue  # there is no such setting, which says nothing of not refining
             changes = np.array(
                 [0.0 if r is None else value_of(r, "difference") or 0.0 for r in chosen]
             )
@@ -102,8 +105,8 @@ def rules(results: Results) -> Sequence[Item]:
     note = (
         "A rule chooses for each training seed by itself, among all settings or not to refine; "
         "interquartile means with 95 % bootstrap intervals over training seeds. The last rule "
-        "knows the true change."
-    )
+        f"knows the true change. {warning(results.seeds)}"
+    ).rstrip()
     return [
         Table(["data", "rule", "true change", "seeds refined"], rows, caption=note),
         Text("\n\n".join(said)),

@@ -43,7 +43,7 @@ class Changes:
     """Where training happens: cpu, cuda, or auto: what there is of them on this machine."""
 
     methods: tuple[str, ...] | None = None
-    """Policies, instead of the study's: bc, dt, iql, reinformer."""
+    """Policies, instead of the study's: bc, dt, iql, reinformer; some studies have fewer."""
 
     critics: tuple[str, ...] | None = None
     """Kinds of critics, where a study compares them: iql, td3-bc, cql, cql-lagrange,
@@ -107,7 +107,7 @@ class Study:
         if self.ray_address is not None and self.engine != "ray":
             raise ValueError("--ray-address: only with --engine ray")
         # Whatever can be wrong is told before the first one starts, of all of them.
-        declared = [(each, *self._declare(each)) for each in chosen]
+        declared = [(each, *self._declare(each, console)) for each in chosen]
         require({data for *_, runs in declared for run in runs for data in data_of(run)})
         out = self.out or Path("runs") / "studies" / f"{self.name}-{self.budget}"
         trainings = self.trainings or out / "trainings"
@@ -126,12 +126,26 @@ class Study:
             console.print(f"[bold]With failures:[/bold] {', '.join(failed)}", soft_wrap=True)
         return int(bool(failed))
 
-    def _declare(self, study: Declared) -> tuple[Size, tuple[Data, ...], list[Run]]:
-        """The size, the data and the runs of a study, with what the command line changes."""
+    def _declare(
+        self, study: Declared, console: Console
+    ) -> tuple[Size, tuple[Data, ...], list[Run]]:
+        """The size, the data and the runs of a study, with what the command line changes.
+
+        With `all`, methods and critics go to the studies that have them; the others are named.
+        """
         from dtag_fast.studies.declare import Data
 
-        size = replace(study.sizes[self.budget], budget=self.budget, **self._changes())
-        data = tuple(Data(id=id) for id in self.data) or study.data[self.budget]
+        changes = self._changes()
+        if self.name == "all":
+            has = {
+                "methods": study.takes_methods(changes.get("methods", ())),
+                "critics": study.critics,
+            }
+            for name in [name for name in changes if not has.get(name, True)]:
+                del changes[name]
+                console.print(f"{study.name}: runs without --size.{name}", soft_wrap=True)
+        size = replace(study.sizes[self.budget], budget=self.budget, **changes)
+        data = tuple(Data(id=id) for id in dict.fromkeys(self.data)) or study.data[self.budget]
         return size, data, study.runs(size, data)
 
     def _changes(self) -> dict[str, Any]:
@@ -218,7 +232,7 @@ class Study:
 
         table = Table("study", "question", "runs", box=box.SIMPLE_HEAD, pad_edge=False)
         for name, study in STUDIES.items():
-            _, _, runs = self._declare(study)
+            _, _, runs = self._declare(study, console)
             table.add_row(name, study.question, str(len(set(runs))))
         console.print(table)
 

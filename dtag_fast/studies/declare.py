@@ -238,6 +238,8 @@ class Size:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        for name in ("methods", "critics"):  # twice would count each seed twice
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
 
     def pick(self, *, smoke: Any, small: Any, paper: Any) -> Any:
         """What of three belongs to the budget."""
@@ -261,6 +263,9 @@ class Study:
         shows: tables and plots of the rows, in their order.
         choices: what the source leaves open and what was chosen.
         published: tables of `published.py` to print beside.
+        methods: the policies it can have, where these are not all of `recipes.METHODS`.
+        critics: whether it compares kinds of critics.
+        data_fixed: whether it makes sense on its own data alone.
     """
 
     name: str
@@ -273,10 +278,23 @@ class Study:
     shows: tuple[Show, ...]
     choices: str
     published: tuple[str, ...] = ()
+    methods: tuple[str, ...] | None = None
+    critics: bool = False
+    data_fixed: bool = False
+
+    def takes_methods(self, methods: Sequence[str]) -> bool:
+        """Whether it can have these policies."""
+        return self.methods is None or set(methods) <= set(self.methods)
 
     def runs(self, size: Size, data: Sequence[Data]) -> list[Run]:
-        """The grid: at least one run, no two with the same labels."""
-        runs = list(self.grid(size, data))
+        """The grid: at least one run, no two with the same labels.
+
+        Raises:
+            ValueError: the size or the data asks for what this study does not have.
+        """
+        self._refuse_unused(size, data)
+        # A dataset given twice would count each seed twice.
+        runs = list(self.grid(size, tuple(dict.fromkeys(data))))
         if not runs:
             raise ValueError(f"{self.name}: no runs for {[d.name for d in data]}")
         seen: dict[str, Run] = {}
@@ -286,6 +304,21 @@ class Study:
                 raise ValueError(f"{self.name}: two different runs are labelled {name}")
             seen[name] = run
         return runs
+
+    def _refuse_unused(self, size: Size, data: Sequence[Data]) -> None:
+        if not self.takes_methods(size.methods):
+            raise ValueError(
+                f"size.methods: {self.name} has {', '.join(self.methods or ())}, "
+                f"got {', '.join(size.methods)}"
+            )
+        if size.critics and not self.critics:
+            raise ValueError(
+                f"size.critics: {self.name} does not compare critics, got {', '.join(size.critics)}"
+            )
+        own = {each for found in self.data.values() for each in found}
+        other = [each.name for each in data if each not in own]
+        if self.data_fixed and other:
+            raise ValueError(f"data: {self.name} has its own alone, got {', '.join(other)}")
 
 
 def policy_config(training: Training) -> PolicyConfig:

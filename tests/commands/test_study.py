@@ -8,12 +8,15 @@ from typing import Literal
 
 import pytest
 import torch
+from rich.console import Console
 
 from dtag_fast.cli import main
 from dtag_fast.commands.parse import parse
 from dtag_fast.commands.study import Changes, Study
 from dtag_fast.studies import engine_local
-from dtag_fast.studies.catalog import study
+from dtag_fast.studies.catalog import STUDIES, study
+from dtag_fast.studies.declare import Size
+from dtag_fast.studies.declare import Study as Declared
 from dtag_fast.studies.rows import ROWS_FILE, read_rows
 from dtag_fast.training.devices import visible_gpus
 
@@ -39,8 +42,6 @@ def test_a_study_runs_and_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_the_list_has_every_study(capsys: pytest.CaptureFixture[str]) -> None:
-    from dtag_fast.studies.catalog import STUDIES
-
     assert main(["study", "list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in STUDIES)
@@ -62,6 +63,10 @@ def test_the_list_has_every_study(capsys: pytest.CaptureFixture[str]) -> None:
         (["toy", "--out", "a-file/x"], "got a-file/x: Not a directory"),
         (["toy", "--trainings", "a-file"], "--trainings: expected a folder that can be written to"),
         (["toy", "--trainings", "/proc/x"], "--trainings: expected a folder that can be written"),
+        (["stitching", "--size.methods", "dt"], "size.methods: stitching has reinformer, got dt"),
+        (["predictors", "--size.methods", "bc"], "size.methods: predictors has dt, reinformer"),
+        (["toy", "--size.critics", "cql"], "size.critics: toy does not compare critics, got cql"),
+        (["action-dims", "--data", "dtag/a-v0"], "data: action-dims has its own alone, got dtag/a"),
     ],
 )
 def test_what_is_wrong_is_told(
@@ -102,7 +107,8 @@ def test_a_cluster_may_have_a_device_that_is_not_here(monkeypatch: pytest.Monkey
 
 def keys(size: Changes, engine: Literal["local", "ray"] = "local") -> set[str]:
     """Of the runs of the smallest study."""
-    _, _, runs = Study(name="toy", budget="smoke", size=size, engine=engine)._declare(study("toy"))
+    command = Study(name="toy", budget="smoke", size=size, engine=engine)
+    _, _, runs = command._declare(study("toy"), Console())
     return {run.key for run in runs}
 
 
@@ -147,6 +153,29 @@ def test_gpus_are_named_as_processes_are_told_of_them(monkeypatch: pytest.Monkey
         assert visible_gpus() == expected
 
 
+def test_all_gives_each_study_what_it_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: dict[str, Size] = {}
+
+    def run(command: Study, study: Declared, size: Size, *rest: object) -> bool:
+        got[study.name] = size
+        return True
+
+    monkeypatch.setattr(Study, "_run", run)
+    options = ["--size.methods", "dt", "--size.critics", "cql", "--size.seeds", "2"]
+    assert main(["study", "all", "--budget", "smoke", *options]) == 0
+    said = capsys.readouterr().out
+    assert list(got) == list(STUDIES)
+    for name, size in got.items():
+        fixed = STUDIES[name].methods == ("reinformer",)
+        assert size.seeds == 2
+        assert size.methods == (() if fixed else ("dt",))
+        assert (f"{name}: runs without --size.methods" in said) == fixed
+        assert size.critics == (("cql",) if name == "critics" else ())
+        assert (f"{name}: runs without --size.critics" in said) == (name != "critics")
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -155,7 +184,7 @@ def test_gpus_are_named_as_processes_are_told_of_them(monkeypatch: pytest.Monkey
             name="gym",
             budget="paper",
             data=("dtag/hopper/medium-v0", "made here/with a space-v0"),
-            size=Changes(seeds=2, policy_steps=7, methods=("dt", "bc"), device="cuda"),
+            size=Changes(seeds=2, policy_steps=7, methods=("dt", "bc"), device="cpu"),
         ),
         Study(name="critics", data=("dtag/a-v0",), size=Changes(critics=("cql", "iql"))),
     ],

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from dtag_fast.studies.catalog import STUDIES
-from dtag_fast.studies.declare import BUDGETS, Budget, Run, Study
+from dtag_fast.studies.declare import BUDGETS, Budget, Data, Run, Size, Study
 from dtag_fast.studies.named.equal_time import equal_time
 from dtag_fast.studies.named.rules import rules
 from dtag_fast.studies.named.spread import spread
+from dtag_fast.studies.recipes import CRITICS, METHODS
 from dtag_fast.studies.report import Estimate, Plot, Table, Text
 from dtag_fast.studies.results import Results
 from dtag_fast.studies.show import CurveShow, LandscapeShow
@@ -90,6 +91,49 @@ def test_every_refined_run_has_its_partner(declared: Study) -> None:
             record.run.predictor_options,
             record.run.checkpoint,
         )
+
+
+@EVERY_STUDY
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_is_asked_for_is_had_or_refused(declared: Study, method: str) -> None:
+    size = replace(declared.sizes["smoke"], budget="smoke", methods=(method,))
+    data = declared.data["smoke"]
+    if declared.methods is not None and method not in declared.methods:
+        with pytest.raises(ValueError, match=rf"size.methods: {declared.name} has .*got {method}"):
+            declared.runs(size, data)
+        return
+    labels = {run.label["method"] for run in declared.runs(size, data)}
+    assert labels == {METHODS[method].label}
+
+
+@EVERY_STUDY
+@pytest.mark.parametrize("critic", CRITICS)
+def test_a_critic_that_is_asked_for_is_had_or_refused(declared: Study, critic: str) -> None:
+    size = replace(declared.sizes["smoke"], budget="smoke", critics=(critic,))
+    if not declared.critics:
+        with pytest.raises(ValueError, match=f"size.critics: {declared.name} does not compare"):
+            declared.runs(size, declared.data["smoke"])
+        return
+    runs = declared.runs(size, declared.data["smoke"])
+    labels = {run.label["critic"] for run in runs if run.refinement is not None}
+    assert labels == {CRITICS[critic].label}
+
+
+@EVERY_STUDY
+def test_what_is_given_twice_counts_once(declared: Study) -> None:
+    size = replace(declared.sizes["smoke"], budget="smoke")
+    data = declared.data["smoke"]
+    methods = declared.methods or ("dt",)
+    once = declared.runs(replace(size, methods=methods), data)
+    twice = declared.runs(replace(size, methods=methods * 2), (*data, *data))
+    assert [run.label for run in twice] == [run.label for run in once]
+    assert Size(seeds=1, episodes=1, critics=("cql", "iql", "cql")).critics == ("cql", "iql")
+
+
+def test_action_dims_has_its_own_data() -> None:
+    declared = STUDIES["action-dims"]
+    with pytest.raises(ValueError, match="data: action-dims has its own alone, got dtag/a-v0"):
+        declared.runs(declared.sizes["smoke"], (Data(id="dtag/a-v0"),))
 
 
 @EVERY_STUDY

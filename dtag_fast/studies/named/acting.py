@@ -207,6 +207,7 @@ TEST_TIME = Study(
     data=HOPPERS,
     sizes=SIZES,
     grid=_test_time_grid,
+    methods=("reinformer",),
     shows=(
         FunctionShow(title="At equal time", function=equal_time),
         ScatterShow(

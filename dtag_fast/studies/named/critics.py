@@ -77,6 +77,8 @@ CRITICS = Study(
     data=HOPPERS,
     sizes=SIZES,
     grid=_critics_grid,
+    methods=("reinformer",),
+    critics=True,
     shows=(
         CurveShow(
             title="IQL: change against the expectile",
@@ -155,6 +157,7 @@ SELECTION = Study(
     data=HOPPERS,
     sizes=SIZES,
     grid=_selection_grid,
+    methods=("reinformer",),
     shows=(
         FunctionShow(title="What each rule would have chosen", function=rules),
         ScatterShow(
@@ -228,6 +231,8 @@ ACTION_DIMS = Study(
     },
     sizes=_DIMS_SIZES,
     grid=_dims_grid,
+    methods=("dt",),
+    data_fixed=True,
     shows=(
         CurveShow(
             title="Score",
@@ -303,6 +308,7 @@ DIVERSITY = Study(
     },
     sizes=SIZES,
     grid=_diversity_grid,
+    methods=("reinformer",),
     shows=(
         *(
             CurveShow(

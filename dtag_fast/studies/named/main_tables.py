@@ -199,6 +199,7 @@ STITCHING = Study(
     data=HOPPERS,
     sizes=SIZES,
     grid=_stitching_grid,
+    methods=("reinformer",),
     shows=(
         TableShow(
             title="Scores", rows=("dataset", "predictor"), columns="refined", measures=("score",)
@@ -225,6 +226,7 @@ PREDICTORS_STUDY = Study(
     data=HOPPERS,
     sizes=SIZES,
     grid=_predictors_grid,
+    methods=("dt", "reinformer"),
     shows=(
         TableShow(
             title="Scores",

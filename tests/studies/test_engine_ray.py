@@ -67,10 +67,10 @@ LONG: dict[str, Any] = {"steps": 15_000, "backend": "torch"}  # seconds, so that
 
 
 def slow(runs: list[Run]) -> list[Run]:
-    """The same with trainings that take a second and more."""
+    """The same with trainings of many seconds: policies, too, as either may be on the lost node."""
     found = []
     for run in runs:
-        policy = replace(run.policy, config=replace(run.policy.config, steps=100))
+        policy = replace(run.policy, config=replace(run.policy.config, steps=1000))
         critic = run.critic and replace(run.critic, config=replace(run.critic.config, **LONG))
         found.append(replace(run, policy=policy, critic=critic))
     return found

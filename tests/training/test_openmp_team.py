@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import dtag_fast
 from dtag_fast.training import native_layers
 
 pytestmark = [
@@ -36,8 +37,12 @@ def run(code: str) -> str:
         text=True,
         timeout=120,
         check=False,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "3"},
+        cwd="/",  # the tests' own folder may have a package that is not built
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "3",
+            "PYTHONPATH": str(Path(dtag_fast.__file__).parents[1]),
+        },
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -18,8 +18,7 @@ struct alignas(64) Progress {
 
 }  // namespace
 
-void run_phases(Team team, int threads, int phases, PhaseCount count, PhaseItem item,
-                const void* context) {
+void run_phases(int threads, int phases, PhaseCount count, PhaseItem item, const void* context) {
   if (threads < 2) {
     for (int phase = 0; phase < phases; ++phase)
       for (int i = 0, n = count(context, phase); i < n; ++i) item(context, phase, i);
@@ -38,8 +37,7 @@ void run_phases(Team team, int threads, int phases, PhaseCount count, PhaseItem 
         if (looks > patience) std::this_thread::yield();
     }
   };
-  if (team == Team::openmp && run_in_openmp_team(threads, work)) return;
-  run_with_help(threads, work);
+  if (!run_in_openmp_team(threads, work)) run_with_help(threads, work);
 }
 
 }  // namespace dtag

@@ -239,7 +239,7 @@ class AttentionPass {
 };
 
 inline void attend(const Attention& attention, bool backward, int threads) {
-  run_phases(Team::openmp, threads, 1, AttentionPass(attention, backward));
+  run_phases(threads, 1, AttentionPass(attention, backward));
 }
 
 }  // namespace DTAG_TARGET

@@ -396,7 +396,7 @@ inline size_t iql_workspace(const Iql& iql) { return IqlUpdate::workspace(iql); 
 
 inline void iql_step(const Iql& iql, const IqlBatch& batch, float* workspace, int threads) {
   const IqlUpdate update(iql, batch, workspace);
-  run_phases(Team::own, threads, IqlUpdate::phases, update);
+  run_phases(threads, IqlUpdate::phases, update);
   update.write_losses();
 }
 

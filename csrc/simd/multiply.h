@@ -130,7 +130,7 @@ inline size_t multiply_workspace(const Product& product) { return Multiply::work
 
 inline void multiply(const Product& product, float* workspace, int threads) {
   const Multiply work(product, workspace);
-  run_phases(Team::openmp, threads, work.phases(), work);
+  run_phases(threads, work.phases(), work);
 }
 
 }  // namespace DTAG_TARGET

@@ -26,7 +26,7 @@ struct Blocks {
 };
 template <typename Body>
 void for_blocks(int64_t elements, int threads, const Body& body) {
-  run_phases(Team::openmp, threads, 1, Blocks<Body>{elements, body});
+  run_phases(threads, 1, Blocks<Body>{elements, body});
 }
 
 inline void gelu(const float* x, float* value, float* slope, int64_t elements, int threads) {
@@ -164,7 +164,7 @@ inline int64_t lamb_sums(const LambTensor* tensors, int count) {
 
 inline void lamb_step(const LambTensor* tensors, int count, const Lamb& lamb, double* sums,
                       int threads) {
-  run_phases(Team::openmp, threads, 2, LambStep(tensors, count, lamb, sums));
+  run_phases(threads, 2, LambStep(tensors, count, lamb, sums));
 }
 
 }  // namespace DTAG_TARGET

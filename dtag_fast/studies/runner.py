@@ -97,7 +97,9 @@ def require(wanted: Iterable[Data]) -> None:
 
 def _make(wanted: Iterable[Data]) -> None:
     """Make the datasets that can be made and are not there."""
-    for data in {replace(data, share=1.0) for data in wanted if data.made_by is not None}:
+    for data in {
+        replace(data, share=1.0, best_share=1.0) for data in wanted if data.made_by is not None
+    }:
         datasets.prepare(data)
 
 

@@ -111,6 +111,26 @@ def test_the_heads_learn(method: str, toy_data: Trajectories) -> None:
     assert all(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("method", ["td3-bc", "cql"])
+def test_an_actors_loss_has_no_gradients_by_the_critic(
+    method: str, toy_data: Trajectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads them, and each costs a product."""
+    learner: Any = make_learner(toy_data, METHODS[method])
+    actor_loss = learner._actor_loss
+    seen: list[bool] = []
+
+    def watch(*arguments: Any) -> Any:
+        seen.extend(p.requires_grad for p in learner.model.parameters())
+        return actor_loss(*arguments)
+
+    monkeypatch.setattr(learner, "_actor_loss", watch)
+    learner.update(2)
+    assert seen
+    assert not any(seen)
+    assert all(p.requires_grad for p in learner.model.parameters())
+
+
 @pytest.mark.parametrize("method", OTHERS)
 def test_autocast_is_close_to_plain(method: str, toy_data: Trajectories) -> None:
     losses = {}

@@ -129,6 +129,20 @@ def each_fast() -> Callable[[], Iterator[Way]]:
     return each
 
 
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps are recorded, but what was recorded runs as it is; how many rows each time."""
+    calls: list[int] = []
+
+    def recorded(step: Callable[..., Any], like: list[Tensor]) -> Any:
+        calls.append(len(like[-8]))
+        return graph.recorded(step, like)
+
+    monkeypatch.setattr(graph, "compiled", recorded)
+    monkeypatch.setattr(graph, "_steps", OrderedDict())
+    return calls
+
+
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill fresh memory with NaN, so that an output element left unwritten is seen."""

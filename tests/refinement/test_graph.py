@@ -1,6 +1,7 @@
-"""The graph backend: compiled, of modules that are no `Critic`, and its CUDA graphs.
+"""The graph backend: compiled, and of modules that are no `Critic`.
 
-test_contract.py and its like have its mathematics, uncompiled.
+test_contract.py and its like have its mathematics, uncompiled; test_graph_captured.py its CUDA
+graphs.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,69 +18,14 @@ from torch import Tensor, nn
 import dtag_fast
 from dtag_fast import Normalizer, Refiner, refine
 from dtag_fast.refinement import graph
-from dtag_fast.refinement.loop import Refined
 from dtag_fast.refinement.parity import measure_parity, random_batch, random_critic
-
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
-
-needs_compiler = pytest.mark.skipif(
-    graph.unavailable_reason() is not None, reason=str(graph.unavailable_reason())
+from tests.refinement.comparison import (
+    assert_equals_reference,
+    attention,
+    needs_compiler,
 )
 
-
-class Attention(nn.Module):
-    """Twin heads on attention over observation and action, with LayerNorm."""
-
-    scale: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.observation_dim, self.action_dim = 5, 3
-        self.register_buffer("scale", torch.tensor(2.0))
-        self.embeddings = nn.ModuleList([nn.Linear(5, 16), nn.Linear(3, 16)])
-        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
-        self.norm = nn.LayerNorm(16)
-        self.dropout = nn.Dropout(0.5)
-        self.heads = nn.Linear(16, 2)
-
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        pairs = zip(self.embeddings, (observations, actions), strict=True)
-        x = torch.stack([embed(part) for embed, part in pairs], dim=1)
-        x = x + self.attention(x, x, x, need_weights=False)[0]
-        q: Tensor = self.heads(self.dropout(self.norm(x).mean(dim=1)))
-        return self.scale * q.T
-
-
-def attention() -> Attention:
-    torch.manual_seed(0)
-    return Attention().eval()
-
-
-@pytest.fixture
-def record(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Steps are recorded, but what was recorded runs as it is; how many rows each time."""
-    calls: list[int] = []
-
-    def recorded(step: Callable[..., Any], like: list[Tensor]) -> Any:
-        calls.append(len(like[-8]))
-        return graph.recorded(step, like)
-
-    monkeypatch.setattr(graph, "compiled", recorded)
-    monkeypatch.setattr(graph, "_steps", OrderedDict())
-    return calls
-
-
-def assert_equals_reference(
-    critic: nn.Module, batch: tuple[Tensor, Tensor], **options: Any
-) -> None:
-    expected, info = dtag_fast.reference.refine(critic, *batch, return_info=True, **options)
-    result, ours = refine(critic, *batch, backend="graph", return_info=True, **options)
-    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
-    for name in ("q", "q_initial", "distance"):
-        torch.testing.assert_close(getattr(ours, name), getattr(info, name), atol=1e-5, rtol=1e-5)
-    assert torch.equal(ours.start, info.start)
-    assert torch.equal(ours.dense_steps, info.dense_steps)
-
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
 
 # Compiled. Few kinds of steps, because each takes seconds.
 
@@ -312,170 +256,3 @@ def test_a_critic_that_cannot_be_recorded(record: list[int]) -> None:
 
 def test_on_the_cpu_auto_does_not_compile() -> None:
     assert Refiner(attention()).backend == "reference"
-
-
-# CUDA graphs: what is around them, with a stand-in for capturing; then the real ones
-
-
-class Stream:
-    def wait_event(self, event: object) -> None: ...
-
-
-class Event:
-    def record(self, stream: object) -> None: ...
-
-
-@pytest.fixture
-def captures(record: list[int], monkeypatch: pytest.MonkeyPatch) -> list[Refined]:
-    """Graphs are captured on the CPU: what they do is done again, into the same places."""
-    found: list[Refined] = []
-
-    def capture(
-        function: Callable[[], Refined], device: torch.device
-    ) -> tuple[Callable[[], None], Refined]:
-        places = function()
-        found.append(places)
-
-        def replay() -> None:
-            for place, value in zip(places, function(), strict=True):
-                place.copy_(value)
-
-        return replay, places
-
-    monkeypatch.setattr(graph, "capture", capture)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(graph, "_loop_of", graph._captured)
-    return found
-
-
-def test_calls_share_a_captured_graph(captures: list[Refined]) -> None:
-    critic = random_critic()
-    observations, actions = random_batch(critic, 8)
-    refiner = Refiner(critic, backend="graph", step_size=0.5)
-    whole = refiner(observations, actions)
-    assert torch.equal(refiner(observations[:5], actions[:5]), whole[:5])
-    later = refiner(-observations, actions)
-    assert not torch.equal(later, whole)
-    assert torch.equal(refiner(observations, actions), whole)  # results are not overwritten
-    assert_equals_reference(critic, (observations, actions), step_size=0.5)
-    assert len(captures) == 1
-    refine(critic, observations, actions, backend="graph", step_size=0.25)
-    assert len(captures) == 2
-    refine(random_critic(), observations, actions, backend="graph", step_size=0.5)
-    assert len(captures) == 3
-
-
-def test_a_graph_reads_weights_where_they_lie(captures: list[Refined]) -> None:
-    critic = random_critic()
-    batch = random_batch(critic, 8)
-    for change, count in (
-        (lambda: None, 1),
-        (lambda: critic.weights[0].mul_(-1), 1),
-        (lambda: critic.load_state_dict(random_critic(3).state_dict()), 1),
-        (lambda: critic.weights[0].data.mul_(0.5), 1),
-        (lambda: setattr(critic.weights[0], "data", critic.weights[0].data * 2), 2),
-        (lambda: setattr(critic.normalizer, "std", critic.normalizer.std * 2), 3),
-    ):
-        with torch.no_grad():
-            change()
-        assert_equals_reference(critic, batch, step_size=0.5)
-        assert len(captures) == count
-
-
-def test_graphs_are_bounded_and_die_with_their_critic(
-    captures: list[Refined], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graph, "MOST_CAPTURED", 2)
-    critic = random_critic()
-    for batch in (1, 2, 4, 1, 1):
-        assert_equals_reference(critic, random_batch(critic, batch))
-        assert len(graph._graphs[critic]) <= 2
-    assert len(captures) == 4
-    (first, *_) = graph._graphs[critic].values()
-    held, alive = weakref.ref(first), weakref.ref(critic)
-    del critic, first
-    gc.collect()
-    assert alive() is None
-    assert held() is None
-
-
-def test_inside_a_callers_capture_the_loop_is_part_of_it(
-    captures: list[Refined], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    critic = random_critic()
-    assert_equals_reference(critic, random_batch(critic, 3))
-    assert not captures
-
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.mark.gpu
-@needs_gpu
-@needs_compiler
-@pytest.mark.parametrize("batch", [1, 7, 64])
-def test_on_a_gpu(batch: int) -> None:
-    for critic in (random_critic().cuda(), attention().cuda()):
-        observations, actions = (t.cuda() for t in random_batch(random_critic(), batch))
-        parity = measure_parity(critic, observations, actions, backend="graph", step_size=0.1)
-        assert parity.holds, parity
-        assert Refiner(critic).backend in ("cuda", "triton", "graph")
-        assert_equals_reference(critic, (observations, actions))
-        with torch.no_grad():
-            for parameter in critic.parameters():
-                parameter.mul_(1.1)
-        graphs = len(graph._graphs[critic])
-        assert_equals_reference(critic, (observations, actions))
-        assert len(graph._graphs[critic]) == graphs
-
-
-@pytest.mark.gpu
-@needs_gpu
-@needs_compiler
-def test_on_a_gpu_nothing_waits_for_it() -> None:
-    critic = random_critic().cuda()
-    batch = tuple(t.cuda() for t in random_batch(critic.cpu(), 4))
-    critic.cuda()
-    refiner = Refiner(critic, backend="graph")
-    expected = refiner(*batch)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        result = refiner(*batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(result, expected)
-
-
-@pytest.mark.gpu
-@needs_gpu
-@needs_compiler
-def test_on_a_gpu_streams_take_turns_and_callers_capture() -> None:
-    critic = random_critic(hidden=(64, 64)).cuda()
-    observations, actions = (t.cuda() for t in random_batch(random_critic(), 64))
-    refiner = Refiner(critic, backend="graph", step_size=0.5)
-    expected = refiner(observations, actions)
-    results: dict[int, Tensor] = {}
-
-    def work(i: int) -> None:
-        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-            for _ in range(20):
-                results[i] = refiner(observations.roll(i, 0), actions.roll(i, 0)).roll(-i, 0)
-
-    torch.cuda.synchronize()
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    torch.cuda.synchronize()
-    for result in results.values():
-        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
-
-    outer = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(outer):
-        inside = refiner(observations, actions * 0.5)
-    outer.replay()
-    torch.testing.assert_close(inside, refiner(observations, actions * 0.5), atol=1e-5, rtol=0)

@@ -71,7 +71,6 @@ PackedCritic pack(int observation_dim, int action_dim, int heads, const std::vec
   critic.std = pointer<float>(addresses, "std");
   critic.observation_weights = pointer<float>(addresses, "observation_weights");
   critic.action_weights = pointer<float>(addresses, "action_weights");
-  critic.action_rows = pointer<float>(addresses, "action_rows");
   critic.first_bias = pointer<float>(addresses, "first_bias");
   if (critic.hidden_layers == 2) {
     critic.weight = pointer<void>(addresses, "weight");
@@ -166,8 +165,7 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
       "layout",
       [](int action_dim, int heads, const std::vector<int>& hidden, const std::string& precision) {
         const Layout layout = layout_of(action_dim, heads, hidden, precision_of(precision));
-        return py::make_tuple(layout.actions, row_stride(layout.actions), layout.width,
-                              group_units);
+        return py::make_tuple(layout.actions, layout.width, group_units);
       },
       py::arg("action_dim"), py::arg("heads"), py::arg("hidden"), py::arg("precision") = "fp32");
   module.def("why_not", [](int device) { return or_none(why_not(device)); }, py::arg("device"));

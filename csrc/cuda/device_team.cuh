@@ -16,39 +16,51 @@
 
 namespace dtag::cuda {
 
-// The sums of `count` values over a warp, in v[0] of some lane each: lane index % 32 / (32 / count)
-// for a count that is a power of two. At every step half of the values leave a lane, so that they
-// take count + 4 exchanges or so and not 5 * count. `index` comes to the value that the lane holds.
+__device__ __forceinline__ int lane_index() { return threadIdx.x % warp_size; }
+
+// The least power of two that is no less, up to 32.
+DTAG_BOTH constexpr int padded(int count) {
+  int size = 1;
+  while (size < count && size < warp_size) size *= 2;
+  return size;
+}
+
+// The sums of `count` values over a warp, in v[0] of some lane each (index_of_sum): at every step half
+// of the values leave a lane, so that they take count + 4 exchanges or so and not 5 * count.
 template <int count, int offset = warp_size / 2>
-__device__ __forceinline__ void scatter_sums(float* v, int lane, int& index) {
+__device__ __forceinline__ void scatter_sums(float* v) {
   if constexpr (count > 1) {
     constexpr int half = count / 2;
-    const bool upper = lane & offset;
+    const bool upper = lane_index() & offset;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
       const float give = upper ? v[i] : v[i + half];
       const float keep = upper ? v[i + half] : v[i];
       v[i] = keep + __shfl_xor_sync(0xffffffffu, give, offset);
     }
-    if (upper) index += half;
-    if constexpr (offset > 1) scatter_sums<half, offset / 2>(v, lane, index);
+    if constexpr (offset > 1) scatter_sums<half, offset / 2>(v);
   } else {
     v[0] += __shfl_xor_sync(0xffffffffu, v[0], offset);
-    if constexpr (offset > 1) scatter_sums<1, offset / 2>(v, lane, index);
+    if constexpr (offset > 1) scatter_sums<1, offset / 2>(v);
   }
 }
 
-// The sums of values[0] ... values[count - 1] over a warp: give(index, sum), by some lane each.
-template <int count, typename Give>
-__device__ __forceinline__ void sum_warp(const float* values, int lane, Give give) {
-  constexpr int padded = count <= 1 ? 1 : count <= 2 ? 2 : count <= 4 ? 4 : count <= 8 ? 8
-                         : count <= 16 ? 16 : 32;
-  float v[padded];
+// The sum of one of values[0] ... values[count - 1] over a warp: of the lane's, by index_of_sum.
+template <int count>
+__device__ __forceinline__ float sum_warp(const float* values) {
+  float v[padded(count)];
 #pragma unroll
-  for (int i = 0; i < padded; ++i) v[i] = i < count ? values[i] : 0.0f;
-  int index = 0;
-  scatter_sums<padded>(v, lane, index);
-  if (lane % (warp_size / padded) == 0 && index < count) give(index, v[0]);
+  for (int i = 0; i < padded(count); ++i) v[i] = i < count ? values[i] : 0.0f;
+  scatter_sums<padded(count)>(v);
+  return v[0];
+}
+
+// Which of the sums of sum_warp<count> the lane is to pass on, or -1.
+template <int count>
+__device__ __forceinline__ int index_of_sum() {
+  constexpr int lanes = warp_size / padded(count);  // that have the same
+  const int index = lane_index() / lanes;
+  return lane_index() % lanes == 0 && index < count ? index : -1;
 }
 
 // A warp that multiplies tiles; see tiles.h.
@@ -75,15 +87,6 @@ struct DeviceWarp {
   }
 };
 
-// The bits 0, 2, 4, ... of a word, together.
-__device__ __forceinline__ uint32_t even_bits(uint32_t x) {
-  x &= 0x55555555u;
-  x = (x | x >> 1) & 0x33333333u;
-  x = (x | x >> 2) & 0x0f0f0f0fu;
-  x = (x | x >> 4) & 0x00ff00ffu;
-  return (x | x >> 8) & 0x0000ffffu;
-}
-
 enum class Span { part, block, cluster };  // what a team is
 
 // A row's threads. index: of the team, where a block has several; thread: of the team, in its block.
@@ -94,32 +97,34 @@ class DeviceTeam {
       span == Span::cluster ? units_in_cluster : units_per_thread(actions);
   using Unit = Thread<actions, units>;
   // Where a block has four rows its 512 threads have 128 registers each, and mostly correct.
-  static constexpr int rows_ahead = span == Span::part ? 2 : span == Span::block ? 4 : 8;
+  static constexpr bool roomy = span != Span::part;
 
   __device__ DeviceTeam(const PackedCritic& critic, int thread, int index, float* shared)
       : index_(index),
         thread_(thread),
-        head_(thread / (critic.layout.width / units)),
-        t_(thread % (critic.layout.width / units)),
         threads_(critic.heads * critic.layout.width / units),
         shared_(shared),
+        rank_(0),
         remote_(shared) {
     if constexpr (span == Span::cluster) {
       threads_ /= blocks_of_cluster;
 #if DTAG_CLUSTERS
       const auto cluster = cooperative_groups::this_cluster();
-      const unsigned rank = cluster.block_rank();
-      head_ += rank * (critic.heads / blocks_of_cluster);
-      remote_ = cluster.map_shared_rank(shared, rank ^ 1);
+      rank_ = static_cast<int>(cluster.block_rank());
+      remote_ = cluster.map_shared_rank(shared, rank_ ^ 1);
 #endif
     }
+    const int of_head = critic.layout.width / units;
+    const int head = thread / of_head + rank_ * (critic.heads / blocks_of_cluster);
+    seat_ = anew(Seat::of<units>(head, thread % of_head, critic.layout.width));
+    sum_ = anew(index_of_sum<1 + actions>());
   }
 
   __device__ float* shared() const { return shared_; }
 
   template <typename F>
   __device__ __forceinline__ void each(F f) {
-    f(unit_, head_, t_);
+    f(unit_, seat_);
   }
 
   template <typename F>
@@ -141,38 +146,58 @@ class DeviceTeam {
   }
 
   template <typename F>
-  __device__ __forceinline__ void vote(int to, int words_per_head, F f) const {
-    uint32_t ballots[units];
-#pragma unroll
-    for (int u = 0; u < units; ++u)
-      ballots[u] = __ballot_sync(0xffffffffu, f(unit_, head_, t_, u));
-    // A lane for each word. Of four units, the lanes of even index hold one group's, the others the
-    // next one's (Place in team.h).
-    const int lane = lane_index(), group = lane / 2;
-    uint32_t word = lane % 2 ? ballots[1] : ballots[0];
-    if constexpr (units == 4) {
-      const uint32_t further = lane % 2 ? ballots[3] : ballots[2];
-      word = even_bits(word >> group) | even_bits(further >> group) << 16;
+  __device__ __forceinline__ bool any(int to, F f) {
+    const int here = f(unit_, seat_) ? 1 : 0;
+    if constexpr (span == Span::part) {
+      int found;
+      asm volatile(
+          "{ .reg .pred p, q; setp.ne.s32 p, %1, 0; barrier.red.or.pred q, %2, %3, p; "
+          "selp.s32 %0, 1, 0, q; }"
+          : "=r"(found)
+          : "r"(here), "r"(1 + index_), "r"(threads_)
+          : "memory");
+      return found != 0;
     }
-    if (lane < units)
-      push(to + head_ * words_per_head + t_ / warp_size * units + lane, word);
+    const int of_block = __syncthreads_or(here);
+    if constexpr (span == Span::block) return of_block != 0;
+    if (thread_ == 0) push(to + rank_, of_block);
+    sync();
+    const int* const found = reinterpret_cast<const int*>(shared_) + to;
+    return (found[0] | found[1]) != 0;
+  }
+
+  template <typename F>
+  __device__ __forceinline__ void vote(int to, int words_per_head, F f) const {
+    uint32_t word = 0;
+    const int lane = lane_index();
+#pragma unroll
+    for (int u = 0; u < units; ++u) {
+      const uint32_t ballot = __ballot_sync(0xffffffffu, f(unit_, u));
+      if (lane == u) word = ballot;
+    }
+    if (lane < units) push(to + seat_.head * words_per_head + seat_.thread / warp_size * units + lane, word);
   }
 
   template <typename F>
   __device__ __forceinline__ void reduce(int sums, int warps_per_head, F f) const {
     float values[1 + actions];
-    f(unit_, head_, t_, values);
-    const int to = sums + (head_ * warps_per_head + t_ / warp_size) * (1 + actions);
-    constexpr int together = actions < warp_size ? 1 + actions : actions;
-    sum_warp<together>(values, lane_index(), [&](int i, float sum) { push(to + i, sum); });
-    if constexpr (actions == warp_size)
-      sum_warp<1>(values + actions, lane_index(), [&](int, float sum) { push(to + actions, sum); });
+    f(unit_, seat_, values);
+    const int to =
+        sums + (seat_.head * warps_per_head + seat_.thread / warp_size) * (1 + actions);
+    if constexpr (actions < warp_size) {
+      const float sum = sum_warp<1 + actions>(values);
+      if (sum_ >= 0) push(to + sum_, sum);
+    } else {
+      const float sum = sum_warp<actions>(values), last = sum_warp<1>(values + actions);
+      push(to + sum_, sum);
+      if (lane_index() == 0) push(to + actions, last);
+    }
   }
 
   template <typename State, typename F>
   __device__ __forceinline__ void warps(F f) const {
     DeviceWarp<State> warp;
-    f(warp, head_, t_ / warp_size * warp_size * units);
+    f(warp, seat_.head, seat_.thread / warp_size * warp_size * units);
   }
 
   template <typename F>
@@ -201,18 +226,17 @@ class DeviceTeam {
   template <typename F>
   __device__ __forceinline__ int count_bits(int words, F f) const {
     int count = 0;
+#pragma unroll 1
     for (int i = lane_index(); i < words; i += warp_size) count += __popc(f(i));
     return __reduce_add_sync(0xffffffffu, count);
   }
 
   template <typename F>
   __device__ __forceinline__ void once(F f) const {
-    if (head_ == 0 && t_ < warp_size) f(lane_, lane_index());
+    if (seat_.head == 0 && seat_.thread < warp_size) f(lane_, lane_index());
   }
 
  private:
-  __device__ static int lane_index() { return threadIdx.x % warp_size; }
-
   // To every block's shared memory.
   template <typename Word>
   __device__ __forceinline__ void push(int to, Word value) const {
@@ -220,9 +244,12 @@ class DeviceTeam {
     if constexpr (span == Span::cluster) reinterpret_cast<Word*>(remote_)[to] = value;
   }
 
-  int index_, thread_, head_, t_;
+  int index_, thread_;
   int threads_;  // of the team, in this block
+  Seat seat_;
+  int sum_;  // which of a warp's sums the lane has; none if negative
   float* shared_;
+  int rank_;       // of the block in its cluster
   float* remote_;  // of the cluster's other block
   Unit unit_;
   Lane lane_;
@@ -242,7 +269,8 @@ class DeviceBlock {
         at_(job.shared),
         team_threads_(job.critic.heads * job.critic.layout.width / (Team::units * blocks)),
         index_(threadIdx.x / team_threads_),
-        walk_(Team(job.critic, threadIdx.x % team_threads_, index_, this->shared(index_)), job) {
+        walk_(Team(job.critic, threadIdx.x % team_threads_, index_, shared + index_ * at_.floats),
+              job) {
 #if DTAG_CLUSTERS
     // Before the other block's memory is written to, it has to be there.
     if constexpr (blocks > 1) cooperative_groups::this_cluster().sync();
@@ -251,17 +279,25 @@ class DeviceBlock {
 
   __device__ int64_t index() const { return blockIdx.x / blocks; }
   __device__ int64_t count() const { return gridDim.x / blocks; }
-  __device__ float* shared(int r) const { return shared_ + r * at_.floats; }
-  __device__ float* handover() const { return shared_ + together * at_.floats; }
   __device__ void sync() const { __syncthreads(); }
+  __device__ void* staging() const { return shared_ + together * at_.floats; }
 
   template <typename F>
   __device__ __forceinline__ void teams(F f) {
     f(walk_, index_);
   }
-  template <typename F>
-  __device__ __forceinline__ void threads(F f) const {
-    f(static_cast<int>(threadIdx.x));
+
+  // bytes: a multiple of 16.
+  __device__ __forceinline__ void copy(void* to, const void* from, int bytes) const {
+    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    for (int i = static_cast<int>(threadIdx.x) * 16; i < bytes; i += static_cast<int>(blockDim.x) * 16)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + i),
+                   "l"(static_cast<const char*>(from) + i)
+                   : "memory");
+  }
+  __device__ void end_copies() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  __device__ void wait_for_copies() const {
+    asm volatile("cp.async.wait_group %0;" ::"n"(stages - 2) : "memory");
   }
 
  private:

@@ -23,23 +23,23 @@ class FullNetwork : public Region<actions, Precision, Team> {
   using Base::critic_;
   using Base::first_layer;
   using Base::gather;
+  using Base::in_head;
   using Base::partial;
   using Base::team_;
-  using Base::unit;
   using Base::width;
   using Base::own;
 
   // sum over i < n of x[i] * rows[i, the thread's units]
-  DTAG_BOTH void full_product(const void* matrix, int row, int n, const float* x, int t,
-                              float (&sum)[units]) const {
-    const Weight* const rows = 
-        static_cast<const Weight*>(matrix) + row * width() + Place<units>(t).unit();
+  DTAG_BOTH void full_product(const void* matrix, int row, int n, const float* x,
+                              const Seat& seat, float (&sum)[units]) const {
+    const Weight* const rows =
+        static_cast<const Weight*>(matrix) + row * width() + in_head(seat);
 #ifdef __CUDA_ARCH__
-#pragma unroll Team::rows_ahead
+#pragma unroll 4
 #endif
     for (int i = 0; i < n; ++i) {
-      float w[units];
-      stream<units>(rows + i * width(), w);
+      Weights<Weight, units> w;
+      w.stream(rows + i * width());
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) sum[u] = fmaf(x[i], w[u], sum[u]);
     }
@@ -52,48 +52,50 @@ class FullNetwork : public Region<actions, Precision, Team> {
     const bool two = critic_.hidden_layers == 2;
     float x[actions];
     gather(x, [](const Lane& lane) { return lane.action; });
-    team_.each([&](Unit& thread, int e, int t) {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
       float z[units];
-      first_layer(own(at_.share, e, t), x, e, t, z);
+      first_layer(own(at_.share, seat), x, seat, z);
       for (int u = 0; u < units; ++u) {
-        const bool real = Place<units>(t).unit() + unit_at(u) < critic_.first_units;
+        const bool real = in_head(seat) + unit_at(u) < critic_.first_units;
         thread.kept[u] = real ? slope_at(z[u], negative_slope) : 0.0f;
         thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
-        own(at_.hidden, e, t)[unit_at(u)] = thread.top[u];
+        own(at_.hidden, seat)[unit_at(u)] = thread.top[u];
       }
     });
     team_.sync_block();
     if (two) {
-      team_.each([&](Unit& thread, int e, int t) {
-        float z[units], output[units];
-        load<units>(critic_.second_bias + unit(e, t), z);
-        load<units>(critic_.output + unit(e, t), output);
-        full_product(critic_.transposed, e * width(), critic_.first_units,
-                     team_.shared() + at_.hidden + e * width(), t, z);
+      team_.each([&](Unit& thread, const Seat& here) {
+        const Seat seat = anew(here);
+        float z[units];
+        load<units>(critic_.second_bias + seat.first, z);
+        full_product(critic_.transposed, seat.head * width(), critic_.first_units,
+                     team_.shared() + at_.hidden + seat.head * width(), seat, z);
         for (int u = 0; u < units; ++u) {
-          const bool real = Place<units>(t).unit() + unit_at(u) < critic_.top_units;
-          own(at_.slope, e, t)[unit_at(u)] = real ? output[u] * slope_at(z[u], negative_slope) : 0.0f;
+          const bool real = in_head(seat) + unit_at(u) < critic_.top_units;
+          own(at_.slope, seat)[unit_at(u)] =
+              real ? thread.output[u] * slope_at(z[u], negative_slope) : 0.0f;
           thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
         }
       });
       team_.sync_block();
     }
-    team_.reduce(partial(), at_.warps_per_head, [&](const Unit& thread, int e, int t,
+    team_.reduce(partial(), at_.warps_per_head, [&](const Unit& thread, const Seat& here,
                                                    float (&sum)[1 + actions]) {
-      float back[units], output[units], slope[units], top[units];
-      load<units>(critic_.output + unit(e, t), output);
-      for (int u = 0; u < units; ++u) back[u] = two ? 0.0f : output[u];
+      const Seat seat = anew(here);
+      float back[units], slope[units], top[units];
+      for (int u = 0; u < units; ++u) back[u] = two ? 0.0f : thread.output[u];
       if (two)
-        full_product(critic_.weight, e * critic_.top_units, critic_.top_units,
-                     team_.shared() + at_.slope + e * width(), t, back);
+        full_product(critic_.weight, seat.head * critic_.top_units, critic_.top_units,
+                     team_.shared() + at_.slope + seat.head * width(), seat, back);
       for (int u = 0; u < units; ++u) {
-        const int k = Place<units>(t).unit() + unit_at(u);
-        top[u] = k < critic_.top_units ? output[u] : 0.0f;
+        const int k = in_head(seat) + unit_at(u);
+        top[u] = k < critic_.top_units ? thread.output[u] : 0.0f;
         slope[u] = k < critic_.first_units ? back[u] * thread.kept[u] : 0.0f;
       }
       sum[0] = sum_pairs<units>([&](int u) { return top[u]; },
                                 [&](int u) { return thread.top[u]; });
-      const float* const weights = critic_.action_weights + this->template by_groups<actions>(e, t);
+      const float* const weights = critic_.action_weights + this->template by_groups<actions>(seat);
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a) {
         float w[units];

@@ -46,6 +46,7 @@ constexpr int blocks_of_cluster = 2;
 constexpr int group_units = 64;
 // Rows that a block of a large batch builds together, so that they share the weights they read.
 DTAG_BOTH constexpr int rows_together(int actions) { return actions <= 8 ? 4 : 1; }
+constexpr int most_threads_together = 512;  // of all their rows
 
 struct Layout {
   int actions;           // of the kernel, A or more
@@ -105,7 +106,6 @@ struct PackedCritic {
   const float* std = nullptr;                  // [S]
   const float* observation_weights = nullptr;  // [E, S, P], W_1s^T
   const float* action_weights = nullptr;       // [E, P / 64, actions, 64], W_1a^T
-  const float* action_rows = nullptr;          // [E, P, row_stride(actions)], W_1a
   const float* first_bias = nullptr;           // [E, P]
   const void* weight = nullptr;                // [E, H_2, P], W_2; null with one layer
   const void* transposed = nullptr;            // [E, P, P], W_2^T; null with one layer
@@ -115,6 +115,12 @@ struct PackedCritic {
   const int32_t* finite = nullptr;             // [1], 0 if a weight or bias is NaN or infinite
 };
 
+// Whether a block has the threads for as many rows of the critic as are built together.
+inline bool fits_together(const PackedCritic& critic) {
+  return critic.heads * critic.layout.threads_per_head * rows_together(critic.layout.actions) <=
+         most_threads_together;
+}
+
 // Null, or why a cluster cannot take the critic.
 inline const char* why_no_cluster(const PackedCritic& critic) {
   if (critic.heads % blocks_of_cluster != 0) return "a cluster takes an even number of heads";
@@ -123,9 +129,6 @@ inline const char* why_no_cluster(const PackedCritic& critic) {
     return "heads times hidden units are too many for a cluster";
   return nullptr;
 }
-
-// Rows of W_1a begin on 16-byte boundaries.
-DTAG_BOTH constexpr int row_stride(int actions) { return (actions + 3) / 4 * 4; }
 
 struct Settings {
   int steps = 0;
@@ -141,47 +144,65 @@ struct Settings {
   float high[most_actions] = {};
 };
 
+// Floats of a listed row's coefficients (SharedLayout::terms), on 16-byte boundaries.
+DTAG_BOTH constexpr int term_stride(int actions) { return (1 + actions + 3) / 4 * 4; }
+
 // The shared memory of one row's threads, by offsets in floats, `units` a thread; in a cluster each
-// block has all of it. Words have a bit for each unit of the first layer: bit i of a head's word
-// 2 * group + odd is its unit 64 * group + 2 * i + odd.
+// block has all of it, and uses its own heads' part of most.
 struct SharedLayout {
+  // Floats of terms beyond which they are made in several goes.
+  static constexpr int most_terms = 20480;
+  static constexpr int listed_together = 4;  // capacity is a multiple of it
+
   int words_per_head;
   int warps_per_head;
   int observation;  // [S], standardised
   int share;        // [E, P], W_1s s + b_1
   int base;         // [E, P], z_1 at the base of the region
+  int partial;      // [2, E, warps, 1 + actions], sums of a warp: q, then the gradient
+  int words;        // [E, words], a bit for each unit that changes: Team::vote
+  int changed;      // [2], whether a block of the cluster has such units
+  int capacity;     // of the lists that follow: how many rows of W_2^T
+  int listed;       // [E, capacity + 4], integers: where the rows lie in the head's, in bytes
+  int terms;        // [E, capacity, term_stride(actions)], their 1 + A coefficients
   int hidden;       // [E, P], of the full network: h_1
   int slope;        // [E, P], of the full network: w * act'(z_2)
-  int partial;      // [2, E, warps, 1 + actions], sums of a warp: q, then the gradient
-  int words;        // [2, E, words]
-  int builds;       // [1], an integer: whether the row has a map to build with others
   int map;          // [E, P / 64, 1 + actions, 64], where tiles are to build it
-  int passing;      // [E, P], integers: the units that pass, one after the other, of each head
   int floats;       // of all
 
   SharedLayout(const PackedCritic& critic, int units) {
     const Layout& layout = critic.layout;
+    const int heads = critic.heads, stride = term_stride(layout.actions);
     warps_per_head = layout.width / (units * warp_size);
     words_per_head = layout.width / warp_size;
-    const int all = critic.heads * layout.width;
+    const int all = heads * layout.width;
+    capacity = most_terms / (heads * stride) / listed_together * listed_together;
+    if (capacity > layout.width) capacity = layout.width;
     observation = 0;
     share = observation + (critic.observation_dim + 3) / 4 * 4;
     base = share + all;
-    hidden = base + all;
+    partial = base + all;
+    words = partial + 2 * heads * warps_per_head * (1 + layout.actions);
+    changed = words + heads * words_per_head;
+    listed = (changed + 2 + 3) / 4 * 4;
+    terms = listed + heads * (capacity + listed_together);
+    // The full network is done with these before a list is made, and begins after it was used.
+    hidden = terms;
     slope = hidden + all;
-    partial = slope + all;
-    words = partial + 2 * critic.heads * warps_per_head * (1 + layout.actions);
-    builds = words + 2 * critic.heads * words_per_head;
-    map = (builds + 1 + 3) / 4 * 4;
-    passing = hidden;  // needed by the full network alone
+    const int of_terms = heads * capacity * stride;
+    map = terms + (of_terms > 2 * all ? of_terms : 2 * all);
     floats = map + (critic.precision == Precision::tf32x3 ? (1 + layout.actions) * all : 0);
   }
 };
 
-// Where the rows that are built together leave their maps: [rows, E, P / 64, 1 + actions, 64] floats.
-inline int handover_floats(const PackedCritic& critic, int rows) {
-  const Layout& layout = critic.layout;
-  return rows == 1 ? 0 : rows * critic.heads * (1 + layout.actions) * layout.width;
+// Rows that are built together read W_2^T by way of shared memory, `staged_rows` of every head at a
+// time; so many times are under way or in use: [stages, E, staged_rows, P] weights.
+constexpr int staged_rows = 8;
+constexpr int stages = 3;
+inline size_t staged_bytes(const PackedCritic& critic, int rows_of_block) {
+  const size_t weight = critic.precision == Precision::bf16 ? 2 : 4;
+  return rows_of_block == 1 ? 0
+                            : weight * stages * critic.heads * staged_rows * critic.layout.width;
 }
 
 struct Job {

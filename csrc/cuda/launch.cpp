@@ -47,8 +47,8 @@ struct Plan {
     config.gridDim = dim3(static_cast<unsigned>(kernel.blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads / kernel.blocks * kernel.together));
     config.dynamicSmemBytes =
-        sizeof(float) * (static_cast<size_t>(shared.floats) * kernel.together +
-                         handover_floats(critic, kernel.together));
+        sizeof(float) * static_cast<size_t>(shared.floats) * kernel.together +
+        staged_bytes(critic, kernel.together);
     if (kernel.blocks == 1) return;
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = static_cast<unsigned>(kernel.blocks);

@@ -1,4 +1,5 @@
-// Reads of weights: neighbours at once, past the first-level cache where they stream.
+// Reads of weights: neighbours at once, and those that stream so that they push nothing else out of
+// the first-level cache.
 #pragma once
 
 #include <cstring>
@@ -8,98 +9,126 @@
 
 namespace dtag::cuda {
 
-DTAG_BOTH float from_bfloat16(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-#ifdef __CUDA_ARCH__
-  return __uint_as_float(bits);
-#else
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-#endif
-}
-
-// Numbers that many rows need again: through the cache. A thread's units, from the first on: pairs of
-// neighbours, 32 units apart (team.h); or one unit.
+// Numbers that many rows need again. A thread's units, from the first on: pairs of neighbours, 32
+// units apart (team.h).
 template <int count>
 DTAG_BOTH void load(const float* from, float (&into)[count]) {
 #ifdef __CUDA_ARCH__
-  if constexpr (count == 1) {
-    into[0] = __ldg(from);
-  } else {
 #pragma unroll
-    for (int i = 0; i < count; i += 2) {
-      const float2 v = __ldg(reinterpret_cast<const float2*>(from + unit_at(i)));
-      into[i] = v.x, into[i + 1] = v.y;
-    }
+  for (int i = 0; i < count; i += 2) {
+    const float2 v = __ldg(reinterpret_cast<const float2*>(from + unit_at(i)));
+    into[i] = v.x, into[i + 1] = v.y;
   }
 #else
   for (int i = 0; i < count; ++i) into[i] = from[unit_at(i)];
 #endif
 }
 
-// A row of W_1a.
-template <int actions>
-DTAG_BOTH void load_row(const float* from, float (&into)[actions]) {
-#ifdef __CUDA_ARCH__
-#pragma unroll
-  for (int a = 0; a < actions; a += 4) {
-    const float4 v = __ldg(reinterpret_cast<const float4*>(from + a));
-    into[a] = v.x;
-    if (a + 1 < actions) into[a + 1] = v.y;
-    if (a + 2 < actions) into[a + 2] = v.z;
-    if (a + 3 < actions) into[a + 3] = v.w;
-  }
-#else
-  for (int a = 0; a < actions; ++a) into[a] = from[a];
-#endif
-}
+// The weights of a thread's units in a row of a matrix between the hidden layers, as they lie in
+// memory, so that those under way take no more registers than that. They are evicted first: what they
+// are needed for again, soon, is the rows of other blocks on the same multiprocessor.
+template <typename Weight, int units>
+struct Weights;
 
-// Weights between the hidden layers, which nothing but the second-level cache can hold.
-template <int count>
-DTAG_BOTH void stream(const float* from, float (&into)[count]) {
+template <int units>
+struct Weights<float, units> {
+  float numbers[units];
+
+  DTAG_BOTH void stream(const float* from) {
 #ifdef __CUDA_ARCH__
-  if constexpr (count == 1) {
-    into[0] = __ldcg(from);
-  } else {
 #pragma unroll
-    for (int i = 0; i < count; i += 2) {
-      const float2 v = __ldcg(reinterpret_cast<const float2*>(from + unit_at(i)));
-      into[i] = v.x, into[i + 1] = v.y;
+    for (int i = 0; i < units; i += 2)
+      asm("ld.global.nc.L1::evict_first.v2.f32 {%0, %1}, [%2];"
+          : "=f"(numbers[i]), "=f"(numbers[i + 1])
+          : "l"(from + unit_at(i)));
+#else
+    for (int i = 0; i < units; ++i) numbers[i] = from[unit_at(i)];
+#endif
+  }
+
+  // From shared memory.
+  DTAG_BOTH void take(const float* from) {
+    DTAG_UNROLLED
+    for (int i = 0; i < units; ++i) numbers[i] = from[unit_at(i)];
+  }
+
+  DTAG_BOTH float operator[](int u) const { return numbers[u]; }
+};
+
+// Of bfloat16, two in a word.
+template <int units>
+struct Weights<uint16_t, units> {
+  uint32_t pairs[units / 2];
+
+  DTAG_BOTH void stream(const uint16_t* from) {
+#ifdef __CUDA_ARCH__
+#pragma unroll
+    for (int i = 0; i < units; i += 2)
+      asm("ld.global.nc.L1::evict_first.b32 %0, [%1];"
+          : "=r"(pairs[i / 2])
+          : "l"(from + unit_at(i)));
+#else
+    take(from);
+#endif
+  }
+
+  DTAG_BOTH void take(const uint16_t* from) {
+    DTAG_UNROLLED
+    for (int i = 0; i < units; i += 2) {
+#ifdef __CUDA_ARCH__
+      pairs[i / 2] = *reinterpret_cast<const uint32_t*>(from + unit_at(i));
+#else
+      std::memcpy(&pairs[i / 2], from + unit_at(i), sizeof(uint32_t));
+#endif
     }
   }
-#else
-  for (int i = 0; i < count; ++i) into[i] = from[unit_at(i)];
-#endif
-}
 
-template <int count>
-DTAG_BOTH void stream(const uint16_t* from, float (&into)[count]) {
-  uint16_t raw[count];
+  DTAG_BOTH float operator[](int u) const {
+    const uint32_t bits = u % 2 == 0 ? pairs[u / 2] << 16 : pairs[u / 2] & 0xffff0000u;
 #ifdef __CUDA_ARCH__
-  if constexpr (count == 1) {
-    raw[0] = __ldcg(from);
-  } else {
-#pragma unroll
-    for (int i = 0; i < count; i += 2) {
-      const unsigned v = __ldcg(reinterpret_cast<const unsigned*>(from + unit_at(i)));
-      raw[i] = v & 0xffff, raw[i + 1] = v >> 16;
-    }
-  }
+    return __uint_as_float(bits);
 #else
-  for (int i = 0; i < count; ++i) raw[i] = from[unit_at(i)];
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
 #endif
-  DTAG_UNROLLED
-  for (int i = 0; i < count; ++i) into[i] = from_bfloat16(raw[i]);
-}
+  }
+};
 
-// Four aligned neighbours.
+// Four aligned neighbours of a matrix that streams.
 DTAG_BOTH void stream_four(const float* from, float (&into)[4]) {
 #ifdef __CUDA_ARCH__
-  const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
+  asm("ld.global.nc.L1::evict_first.v4.f32 {%0, %1, %2, %3}, [%4];"
+      : "=f"(into[0]), "=f"(into[1]), "=f"(into[2]), "=f"(into[3])
+      : "l"(from));
+#else
+  for (int i = 0; i < 4; ++i) into[i] = from[i];
+#endif
+}
+
+// Four aligned neighbours in shared memory.
+DTAG_BOTH void load_four(const float* from, float* into) {
+#ifdef __CUDA_ARCH__
+  const float4 v = *reinterpret_cast<const float4*>(from);
   into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
 #else
   for (int i = 0; i < 4; ++i) into[i] = from[i];
+#endif
+}
+DTAG_BOTH void load_four(const int* from, int* into) {
+#ifdef __CUDA_ARCH__
+  const int4 v = *reinterpret_cast<const int4*>(from);
+  into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
+#else
+  for (int i = 0; i < 4; ++i) into[i] = from[i];
+#endif
+}
+
+DTAG_BOTH void store_four(float* to, const float* from) {
+#ifdef __CUDA_ARCH__
+  *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+#else
+  for (int i = 0; i < 4; ++i) to[i] = from[i];
 #endif
 }
 
@@ -110,22 +139,6 @@ DTAG_BOTH void add(int64_t* counter, int count) {
             static_cast<unsigned long long>(count));
 #else
   *counter += count;
-#endif
-}
-
-DTAG_BOTH int bits_of(uint32_t word) {
-#ifdef __CUDA_ARCH__
-  return __popc(word);
-#else
-  return __builtin_popcount(word);
-#endif
-}
-
-DTAG_BOTH int lowest_bit(uint32_t word) {
-#ifdef __CUDA_ARCH__
-  return __ffs(static_cast<int>(word)) - 1;
-#else
-  return __builtin_ctz(word);
 #endif
 }
 

@@ -5,8 +5,9 @@
 //   z_2 = c + M d                            c and M in the registers of the units' thread
 //   q   = w . act(z_2) + b, grad = M^T (w * act'(z_2))
 //
-// c and M are built from the active rows of W_2^T, each read once and added to 1 + A sums, and are
-// corrected by the row of each unit that changes its sign. With one hidden layer z_1 is all there is.
+// c and M are sums of rows of W_2^T, each by 1 + A coefficients: of the rows of all active units, at
+// first, and of those of the units that change their sign, later. Both are listed in shared memory,
+// and the list is added up. With one hidden layer z_1 is all there is.
 #pragma once
 
 #include "job.h"
@@ -27,38 +28,65 @@ class Region {
   DTAG_BOTH Region(const Team& team, const Job& job)
       : team_(team), job_(job), critic_(job.critic), at_(job.shared) {}
 
-  DTAG_BOTH void take_map(const float* handover) {  // [E, P / 64, 1 + actions, 64]
-    team_.each([&](Unit& thread, int e, int t) { take_map_of(thread, handover, e, t); });
+  // Add those of the listed rows that are in part `part` of W_2^T, which lies in shared memory:
+  // staged [E, staged_rows, P].
+  DTAG_BOTH void add_staged(const Weight* staged, int part) {
+    const int first = part * staged_rows * row_bytes(), end = first + staged_rows * row_bytes();
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      const int* const listed = list_of(seat.head);
+      const float* const terms = terms_of(seat.head);
+      const Weight* const rows = staged + seat.head * staged_rows * width() + in_head(seat);
+      int n = thread.next, row = listed[n];
+      while (row < end) {
+        Weights<Weight, units> weights;
+        weights.take(beyond(rows, row - first));
+        float term[stride];
+        load_terms(terms + n * stride, term);
+        row = listed[++n];
+        add_row<actions, units>(term, weights, thread.c, thread.m);
+      }
+      thread.next = n;
+    });
   }
 
  protected:
-  DTAG_BOTH void take_map_of(Unit& thread, const float* map, int e, int t) const {
-    const float* const from = map + by_groups<1 + actions>(e, t);
-    for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)];
-    DTAG_UNROLLED
-    for (int a = 0; a < actions; ++a)
-      for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * group_units + unit_at(u)];
-  }
+  static constexpr int stride = term_stride(actions);
+  static constexpr int no_more = 0x7fffffff;  // beyond every row
+  // Whether there are registers for it while the map is brought to the action.
+  static constexpr bool keeps_move = Team::roomy && actions <= 8;
 
   DTAG_BOTH int width() const { return critic_.layout.width; }
-  // The first of a thread's units in an array [E, P].
-  DTAG_BOTH int unit(int e, int t) const { return e * width() + Place<units>(t).unit(); }
+  // The first of a thread's units within its head.
+  DTAG_BOTH int in_head(const Seat& seat) const { return seat.first - seat.head * width(); }
   // The same in the first of `rows` rows of an array [E, P / 64, rows, 64]: a group's rows lie
   // together, so that they are as far apart in every critic.
   template <int rows>
-  DTAG_BOTH int by_groups(int e, int t) const {
-    const Place<units> place(t);
-    return (e * (width() / group_units) + place.group) * rows * group_units + place.within;
+  DTAG_BOTH static int by_groups(const Seat& seat) {
+    return seat.first + seat.first / group_units * group_units * (rows - 1);
   }
   // The first of a thread's units in one of the arrays [E, P] of shared memory.
-  DTAG_BOTH float* own(int array, int e, int t) const {
-    return team_.shared() + array + unit(e, t);
+  DTAG_BOTH float* own(int array, const Seat& seat) const {
+    return team_.shared() + array + seat.first;
   }
-  DTAG_BOTH int words_at(int side) const { return at_.words + side * word_count(); }
-  DTAG_BOTH const uint32_t* words(int side) const {
-    return reinterpret_cast<const uint32_t*>(team_.shared() + words_at(side));
+  DTAG_BOTH int* list_of(int e) const {
+    return reinterpret_cast<int*>(team_.shared()) + at_.listed +
+           e * (at_.capacity + SharedLayout::listed_together);
   }
-  DTAG_BOTH int word_count() const { return critic_.heads * at_.words_per_head; }
+  DTAG_BOTH float* terms_of(int e) const {
+    return team_.shared() + at_.terms + e * at_.capacity * stride;
+  }
+  DTAG_BOTH int row_bytes() const { return width() * static_cast<int>(sizeof(Weight)); }
+  // By an offset of a list. Not negative, which takes fewer instructions to add.
+  template <typename Number>
+  DTAG_BOTH static const Number* beyond(const Number* rows, int bytes) {
+    return reinterpret_cast<const Number*>(reinterpret_cast<const char*>(rows) +
+                                           static_cast<uint32_t>(bytes));
+  }
+  DTAG_BOTH static void load_terms(const float* from, float (&term)[stride]) {
+    DTAG_UNROLLED
+    for (int i = 0; i < stride; i += 4) load_four(from + i, term + i);
+  }
   DTAG_BOTH int partial() const {
     return at_.partial + parity_ * (critic_.heads * at_.warps_per_head * (1 + actions));
   }
@@ -70,19 +98,32 @@ class Region {
       (team_.shared() + at_.observation)[i] = (raw[i] - critic_.mean[i]) / critic_.std[i];
     });
     team_.sync_block();
-    team_.each([&](Unit&, int e, int t) {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      constexpr int ahead = 12;  // rows of weights under way
+      const int dimensions = critic_.observation_dim;
       float share[units];
-      load<units>(critic_.first_bias + unit(e, t), share);
+      load<units>(critic_.first_bias + seat.first, share);
+      load<units>(critic_.output + seat.first, thread.output);
       const float* const standardised = team_.shared() + at_.observation;
-      const float* weights = critic_.observation_weights +
-                             e * critic_.observation_dim * width() + Place<units>(t).unit();
-      for (int i = 0; i < critic_.observation_dim; ++i, weights += width()) {
-        float w[units];
-        load<units>(weights, w);
+      const float* const weights =
+          critic_.observation_weights + seat.head * dimensions * width() + in_head(seat);
+      for (int first = 0; first < dimensions; first += ahead) {
+        float w[ahead][units];
         DTAG_UNROLLED
-        for (int u = 0; u < units; ++u) share[u] = fmaf(standardised[i], w[u], share[u]);
+        for (int i = 0; i < ahead; ++i) {
+          const int row = first + i < dimensions ? first + i : dimensions - 1;
+          load<units>(weights + row * width(), w[i]);
+        }
+        DTAG_UNROLLED
+        for (int i = 0; i < ahead; ++i)
+          if (first + i < dimensions) {
+            DTAG_UNROLLED
+            for (int u = 0; u < units; ++u)
+              share[u] = fmaf(standardised[first + i], w[i][u], share[u]);
+          }
       }
-      for (int u = 0; u < units; ++u) own(at_.share, e, t)[unit_at(u)] = share[u];
+      for (int u = 0; u < units; ++u) own(at_.share, seat)[unit_at(u)] = share[u];
     });
   }
 
@@ -94,10 +135,10 @@ class Region {
   }
 
   // start + W_1a x for the thread's units
-  DTAG_BOTH void first_layer(const float* start, const float (&x)[actions], int e, int t,
+  DTAG_BOTH void first_layer(const float* start, const float (&x)[actions], const Seat& seat,
                              float (&z)[units]) const {
     for (int u = 0; u < units; ++u) z[u] = start[unit_at(u)];
-    const float* const weights = critic_.action_weights + by_groups<actions>(e, t);
+    const float* const weights = critic_.action_weights + by_groups<actions>(seat);
     DTAG_UNROLLED
     for (int a = 0; a < actions; ++a) {
       float w[units];
@@ -108,185 +149,238 @@ class Region {
   }
 
   DTAG_BOTH void stand_at_base() {
-    team_.lanes([&](Lane& lane, int) {
-      lane.base = lane.action;
-      lane.move = 0.0f;
-    });
+    team_.lanes([](Lane& lane, int) { lane.base = lane.action; });
   }
 
-  // Make the action the base: z_1 there, for all to see, and its signs. With one hidden layer that
-  // is the map.
+  // Make the action the base: z_1 there, and its signs. With one hidden layer that is the map.
   DTAG_BOTH void look_from_base() {
-    team_.sync();  // all have done with the signs of the region before
-    stand_at_base();
+    team_.lanes([](Lane& lane, int) { lane.base = lane.action; });
     float base[actions];
     gather(base, [](const Lane& lane) { return lane.base; });
-    team_.each([&](Unit& thread, int e, int t) {
-      first_layer(own(at_.share, e, t), base, e, t, thread.kept);
-      for (int u = 0; u < units; ++u) own(at_.base, e, t)[unit_at(u)] = thread.kept[u];
+    if constexpr (keeps_move)
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a) move_[a] = 0.0f;
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      first_layer(own(at_.share, seat), base, seat, thread.kept);
+      for (int u = 0; u < units; ++u) own(at_.base, seat)[unit_at(u)] = thread.kept[u];
       if (critic_.hidden_layers == 1) {
         for (int u = 0; u < units; ++u) thread.c[u] = thread.kept[u];
-        const float* const weights = critic_.action_weights + by_groups<actions>(e, t);
+        const float* const weights = critic_.action_weights + by_groups<actions>(seat);
         DTAG_UNROLLED
         for (int a = 0; a < actions; ++a)
           load<units>(weights + a * group_units, thread.m[a]);
       }
     });
-    team_.vote(words_at(side_), at_.words_per_head, [&](const Unit& thread, int, int, int u) {
-      return is_active(thread.kept[u]);
+  }
+
+  DTAG_BOTH void gather_move() {
+    gather(move_, [](const Lane& lane) { return lane.action - lane.base; });
+  }
+
+  // z_1 at base + move; whether a sign of it is not the region's.
+  DTAG_BOTH bool look() {
+    gather_move();
+    return team_.any(at_.changed, [&](Unit& thread, const Seat& seat) {
+      first_layer(own(at_.base, seat), move_, seat, thread.kept);
+      return signs_of(thread) != thread.signs;
+    });
+  }
+
+  DTAG_BOTH static uint32_t signs_of(const Unit& thread) {
+    uint32_t signs = 0;
+    DTAG_UNROLLED
+    for (int u = 0; u < units; ++u) signs |= (is_active(thread.kept[u]) ? 1u : 0u) << u;
+    return signs;
+  }
+
+  // Mark the units by which the map changes: those whose sign changes or, where it is made from
+  // nothing, those whose slope is not 0. How many there are in all heads.
+  DTAG_BOTH int mark(bool from_nothing) {
+    const bool leaky = critic_.negative_slope != 0.0f;
+    team_.vote(at_.words, at_.words_per_head, [&](const Unit& thread, int u) {
+      const bool active = is_active(thread.kept[u]);
+      return from_nothing ? active || leaky : active != ((thread.signs >> u & 1) != 0);
     });
     team_.sync();
+    return team_.count_bits(critic_.heads * at_.words_per_head, [&](int i) { return word(0, i); });
+  }
+  DTAG_BOTH uint32_t word(int e, int i) const {
+    return reinterpret_cast<const uint32_t*>(team_.shared())[at_.words + e * at_.words_per_head + i];
+  }
+  // Of the marked units of a head, from the one of index `first` on, how many there are in a list.
+  DTAG_BOTH int count_listed(int e, int first) const {
+    const int left =
+        team_.count_bits(at_.words_per_head, [&](int i) { return word(e, i); }) - first;
+    return left < 0 ? 0 : left < at_.capacity ? left : at_.capacity;
   }
 
-  // The units by which the map changes: all that pass, where it is built from nothing, or those whose
-  // sign has changed.
-  DTAG_BOTH uint32_t changing(bool from_nothing, int index) const {
-    return from_nothing ? passing(index) : words(side_)[index] ^ words(1 - side_)[index];
-  }
-  // The units of word `index` of all heads' words whose slope is not 0.
-  DTAG_BOTH uint32_t passing(int index) const {
-    return critic_.negative_slope == 0.0f ? words(side_)[index] : 0xffffffffu;
-  }
-
-  // Bring the maps to the signs of the region.
-  DTAG_BOTH void bring_maps(bool from_nothing) {
-    if constexpr (Precision::tiles)
-      if (from_nothing) return build_by_tiles();
-    add_rows(from_nothing);
-  }
-
-  // Build the maps by tensor cores.
-  DTAG_BOTH void build_by_tiles() {
-    const int at_passing = at_.passing;
-    const auto word_of = [&](int e, int k) { return e * at_.words_per_head + k / 64 * 2 + k % 2; };
-    team_.each([&](Unit&, int e, int t) {  // the units that pass, in the order of words and bits
+  // List the marked units, from the one of index `first` on: their rows and coefficients. Behind them
+  // the list is filled up, to listed_together, with row `filler`, which counts for nothing. The signs
+  // are the region's from then on.
+  DTAG_BOTH void list(bool from_nothing, int first, int filler) {
+    const float slope = critic_.negative_slope;
+    const float on = from_nothing ? 1.0f : 1.0f - slope, off = from_nothing ? slope : slope - 1.0f;
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      constexpr int together = SharedLayout::listed_together;
+      const int e = seat.head, t = seat.thread;
+      const int warp = t / warp_size, lane = t % warp_size;
+      uint32_t words[units], mine = 0;
       for (int u = 0; u < units; ++u) {
-        const int k = Place<units>(t).unit() + unit_at(u);
-        const int bit = k % group_units / 2;
-        const uint32_t word = passing(word_of(e, k));
-        if ((word >> bit & 1) == 0) continue;
-        int before = bits_of(word & ((1u << bit) - 1));
-        for (int i = e * at_.words_per_head; i < word_of(e, k); ++i) before += bits_of(passing(i));
-        reinterpret_cast<int*>(team_.shared())[at_passing + e * width() + before] = k;
+        words[u] = word(e, warp * units + u);
+        mine |= words[u] >> lane & 1;
+      }
+      thread.signs = signs_of(thread);
+      const int count = count_listed(e, first);
+      if (t < together) {
+        list_of(e)[count + t] = filler;
+        if (count + t < (count + together - 1) / together * together)
+          for (int i = 0; i < stride; ++i) terms_of(e)[(count + t) * stride + i] = 0.0f;
+      }
+      if (mine == 0) return;
+      int before = -first;
+#ifdef __CUDA_ARCH__
+#pragma unroll 1
+#endif
+      for (int i = 0; i < warp * units; ++i) before += bits_of(word(e, i));
+      DTAG_UNROLLED
+      for (int pair = 0; pair < units; pair += 2) {
+        int n[2];  // in the list, or -1
+        float change[2];
+        DTAG_UNROLLED
+        for (int i = 0; i < 2; ++i) {
+          const int u = pair + i;
+          n[i] = before + count_before<units>(words, lane, u);
+          if ((words[u] >> lane & 1) == 0 || n[i] >= at_.capacity) n[i] = -1;
+          change[i] = is_active(thread.kept[u]) ? on : off;
+          if (n[i] >= 0) list_of(e)[n[i]] = (in_head(seat) + unit_at(u)) * row_bytes();
+        }
+        DTAG_UNROLLED
+        for (int part = 0; part < stride; part += 4) {  // few at a time, of which there are registers
+          float term[2][4] = {};
+          DTAG_UNROLLED
+          for (int k = part; k < part + 4 && k <= actions; ++k) {
+            float by[2];
+            if (k == 0)
+              for (int i = 0; i < 2; ++i) by[i] = own(at_.base, seat)[unit_at(pair) + i];
+            else
+              load<2>(critic_.action_weights + by_groups<actions>(seat) + (k - 1) * group_units +
+                          unit_at(pair), by);
+            for (int i = 0; i < 2; ++i) term[i][k - part] = change[i] * by[i];
+          }
+          for (int i = 0; i < 2; ++i)
+            if (n[i] >= 0) store_four(terms_of(e) + n[i] * stride + part, term[i]);
+        }
       }
     });
-    team_.sync_block();
-    const auto unit_passing = [&](int e, int n) {
-      return reinterpret_cast<const int*>(team_.shared())[at_passing + e * width() + n];
-    };
+  }
+
+  // c and M before any row is added.
+  DTAG_BOTH void begin_map() {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      load<units>(critic_.second_bias + seat.first, thread.c);
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a)
+        DTAG_UNROLLED
+        for (int u = 0; u < units; ++u) thread.m[a][u] = 0.0f;
+      thread.next = 0;
+    });
+  }
+
+  // Bring c and M to the signs of the region, by what is marked.
+  DTAG_BOTH void bring_map(bool from_nothing) {
+    if (from_nothing && !Precision::tiles) begin_map();
+    for (int first = 0; first < width(); first += at_.capacity) {
+      if (first > 0) team_.sync_block();
+      list(from_nothing, first, 0);
+      team_.sync_block();
+      if constexpr (Precision::tiles)
+        if (from_nothing) {
+          build_by_tiles();
+          continue;
+        }
+      add_listed(first);
+    }
+  }
+
+  // Build the map by tensor cores. They take all that is marked at once: where there are kernels for
+  // them the list has room for it.
+  DTAG_BOTH void build_by_tiles() {
     multiply_by_tiles<1 + actions>(
-        team_,
-        [&](int e) {
-          int count = 0;
-          for (int i = 0; i < at_.words_per_head; ++i)
-            count += bits_of(passing(e * at_.words_per_head + i));
-          return count;
-        },
+        team_, [&](int e) { return count_listed(e, 0); },
         [&](int e, int n) {
-          return static_cast<const float*>(critic_.transposed) +
-                 (e * width() + unit_passing(e, n)) * width();
+          return beyond(static_cast<const float*>(critic_.transposed) + e * width() * width(),
+                        list_of(e)[n]);
         },
-        [&](int e, int n, int column) {
-          const int k = unit_passing(e, n);
-          const bool active = words(side_)[word_of(e, k)] >> k % group_units / 2 & 1;
-          const float x =
-              column == 0
-                  ? team_.shared()[at_.base + e * width() + k]
-                  : critic_.action_rows[(e * width() + k) * row_stride(actions) + column - 1];
-          return (active ? 1.0f : critic_.negative_slope) * x;
-        },
+        [&](int e, int n, int column) { return terms_of(e)[n * stride + column]; },
         [&](int e, int unit, int column, float sum) {
           const int group = e * (width() / group_units) + unit / group_units;
           const int to = (group * (1 + actions) + column) * group_units + unit % group_units;
           team_.shared()[at_.map + to] = sum;
         });
     team_.sync_block();
-    team_.each([&](Unit& thread, int e, int t) {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
       float bias[units];
-      load<units>(critic_.second_bias + unit(e, t), bias);
-      take_map_of(thread, team_.shared() + at_.map, e, t);
-      for (int u = 0; u < units; ++u) thread.c[u] += bias[u];
+      load<units>(critic_.second_bias + seat.first, bias);
+      const float* const from = team_.shared() + at_.map + by_groups<1 + actions>(seat);
+      for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)] + bias[u];
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a)
+        for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * group_units + unit_at(u)];
     });
   }
 
-  // For each unit that changes, its row of W_2^T. Several rows are under way at once, since each takes
-  // hundreds of cycles to come.
-  DTAG_BOTH void add_rows(bool from_nothing) {
-    constexpr int ahead = Team::rows_ahead;
-    const float on = from_nothing ? 1.0f : 1.0f - critic_.negative_slope;
-    const float off = from_nothing ? critic_.negative_slope : critic_.negative_slope - 1.0f;
-    team_.each([&](Unit& thread, int e, int t) {
+  // Add the listed rows. A row takes hundreds of cycles to come: `ahead` lots of them are under way,
+  // and as soon as a row was added the one so many lots on is sent for.
+  DTAG_BOTH void add_listed(int first) {
+    constexpr int lot = SharedLayout::listed_together;
+    constexpr int ahead = Team::roomy && !Precision::tiles ? 2 : 1;
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      const int* const listed = list_of(seat.head);
+      const float* const terms = terms_of(seat.head);
       const Weight* const rows = static_cast<const Weight*>(critic_.transposed) +
-                                 e * width() * width() + Place<units>(t).unit();
-      const float* const action_rows =
-          critic_.action_rows + e * width() * row_stride(actions);
-      const float* const at_base = team_.shared() + at_.base + e * width();
-      if (from_nothing) {
-        load<units>(critic_.second_bias + unit(e, t), thread.c);
+                                 seat.head * width() * width() + in_head(seat);
+      const int lots = (count_listed(seat.head, first) + lot - 1) / lot;
+      Weights<Weight, units> weights[ahead][lot];
+      DTAG_UNROLLED
+      for (int side = 0; side < ahead; ++side) {
+        int row[lot];
+        if (side < lots) load_four(listed + side * lot, row);
         DTAG_UNROLLED
-        for (int a = 0; a < actions; ++a)
-          for (int u = 0; u < units; ++u) thread.m[a][u] = 0.0f;
+        for (int i = 0; i < lot; ++i) {
+          weights[side][i] = {};  // else what was there before takes registers until then
+          if (side < lots) weights[side][i].stream(beyond(rows, row[i]));
+        }
       }
-      int word = 0;
-      uint32_t left = 0, signs = 0;
-      int found;
-      do {
-        found = 0;
-        int k[ahead];
-        uint32_t positive = 0;
-        float weights[ahead][units];
+      for (int at = 0; at < lots; at += ahead) {
         DTAG_UNROLLED
-        for (int i = 0; i < ahead; ++i) {
-          while (left == 0 && word < at_.words_per_head) {
-            const int index = e * at_.words_per_head + word++;
-            left = changing(from_nothing, index);
-            signs = words(side_)[index];
-          }
-          if (left != 0) {
-            const int bit = lowest_bit(left);
-            left &= left - 1;
-            k[i] = unit_of(word - 1, bit);
-            positive |= (signs >> bit & 1) << i;
-            stream<units>(rows + k[i] * width(), weights[i]);
-            ++found;
+        for (int side = 0; side < ahead; ++side) {
+          if (at + side >= lots) break;
+          const int next = at + side + ahead;
+          int row[lot];
+          if (next < lots) load_four(listed + next * lot, row);
+          DTAG_UNROLLED
+          for (int i = 0; i < lot; ++i) {
+            float term[stride];
+            load_terms(terms + ((at + side) * lot + i) * stride, term);
+            add_row<actions, units>(term, weights[side][i], thread.c, thread.m);
+            if (next < lots) weights[side][i].stream(beyond(rows, row[i]));
           }
         }
-        DTAG_UNROLLED
-        for (int i = 0; i < ahead; ++i) {
-          if (i < found) {
-            float row[actions];
-            load_row<actions>(action_rows + k[i] * row_stride(actions), row);
-            add_unit<actions, units>(positive >> i & 1 ? on : off, at_base[k[i]], row, weights[i],
-                                     thread.c, thread.m);
-          }
-        }
-      } while (found == ahead);
+      }
     });
-  }
-
-  // The signs at base + move, to the other words: how many of all heads differ.
-  DTAG_BOTH int look() {
-    float d[actions];
-    gather(d, [](const Lane& lane) { return lane.move; });
-    team_.each([&](Unit& thread, int e, int t) {
-      first_layer(own(at_.base, e, t), d, e, t, thread.kept);
-    });
-    team_.vote(words_at(1 - side_), at_.words_per_head, [&](const Unit& thread, int, int, int u) {
-      return is_active(thread.kept[u]);
-    });
-    team_.sync();
-    return team_.count_bits(word_count(), [&](int index) { return changing(false, index); });
   }
 
   // Each warp's sums of q and its gradient, at base + move.
   DTAG_BOTH void evaluate_in_region() {
-    float d[actions];
-    gather(d, [](const Lane& lane) { return lane.move; });
+    if constexpr (!keeps_move) gather_move();
     team_.reduce(partial(), at_.warps_per_head,
-                 [&](const Unit& thread, int e, int t, float (&sum)[1 + actions]) {
-                   float output[units];
-                   load<units>(critic_.output + unit(e, t), output);
-                   evaluate_units<actions, units>(thread.c, thread.m, d, output,
+                 [&](const Unit& thread, const Seat&, float (&sum)[1 + actions]) {
+                   evaluate_units<actions, units>(thread.c, thread.m, move_, thread.output,
                                                   critic_.negative_slope, sum);
                  });
   }
@@ -296,8 +390,8 @@ class Region {
   const PackedCritic& critic_;
   const SharedLayout& at_;
   int64_t row_ = 0;
-  int side_ = 0;    // which words hold the signs of the region
-  int parity_ = 0;  // which partial sums are the last
+  int parity_ = 0;       // which partial sums are the last
+  float move_[actions];  // action - base
 };
 
 }  // namespace dtag::cuda

@@ -31,20 +31,17 @@ DTAG_BOTH float effective_weight(float w, float z, float negative_slope) {
   return is_active(z) ? w : w * negative_slope;
 }
 
-// What a first-layer unit adds to the maps above it where its slope changes by `change`: that times
-// its row of W_2^T, to c once with z_1 at the base and to M with its weights for the action.
-template <int actions, int units>
-DTAG_BOTH void add_unit(float change, float z_at_base, const float (&action_row)[actions],
-                        const float (&weights)[units], float (&c)[units],
-                        float (&m)[actions][units]) {
-  const float constant = change * z_at_base;
+// What a first-layer unit adds to the maps above it where its slope changes: its row of W_2^T, to c by
+// term[0], the change times z_1 at the base, and to M by the change times its weights for the action.
+template <int actions, int units, typename Weights, int terms>
+DTAG_BOTH void add_row(const float (&term)[terms], const Weights& weights, float (&c)[units],
+                       float (&m)[actions][units]) {
   DTAG_UNROLLED
-  for (int u = 0; u < units; ++u) c[u] = fmaf(constant, weights[u], c[u]);
+  for (int u = 0; u < units; ++u) c[u] = fmaf(term[0], weights[u], c[u]);
   DTAG_UNROLLED
   for (int a = 0; a < actions; ++a) {
-    const float coefficient = change * action_row[a];
     DTAG_UNROLLED
-    for (int u = 0; u < units; ++u) m[a][u] = fmaf(coefficient, weights[u], m[a][u]);
+    for (int u = 0; u < units; ++u) m[a][u] = fmaf(term[1 + a], weights[u], m[a][u]);
   }
 }
 

@@ -36,7 +36,7 @@ KernelsOf::Kinds kinds() {
   constexpr int wide = Precision::tiles ? most : most_threads_wide;
   constexpr int together = Precision::tiles ? 1 : rows_together(actions);
   return {kernel<actions, 1, 1, most, Precision>(),
-          kernel<actions, together, 1, together == 1 ? most : 512, Precision>(),
+          kernel<actions, together, 1, together == 1 ? most : most_threads_together, Precision>(),
           kernel<actions, 1, blocks_of_cluster, most, Precision>(),
           kernel<actions, 1, 1, wide, Precision>()};
 }

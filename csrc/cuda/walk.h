@@ -25,36 +25,31 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   using Base = FullNetwork<actions, Precision, Team>;
   using Base::Base;
 
-  // Look at a row: its observation's share of z_1 and, for rows that are built together, the signs at
-  // its first starting point. Whether it has a map to build. Nothing of this is kept in registers, so
-  // that they are free for building.
-  DTAG_BOTH bool look_at(int64_t row, bool builds) {
-    if (!take(row)) return false;
-    observe();
-    builds = builds && walks_ && critic_.hidden_layers == 2;
-    if (builds) look_from_base();
-    return builds;
-  }
-
-  // Take the row and stand at its first starting point; false if there is no such row.
-  DTAG_BOTH bool take(int64_t row) {
+  // Take a row: its observation's share of z_1. Where rows are built together, list those of W_2^T
+  // that are needed at the first starting point, and be ready for add_staged().
+  DTAG_BOTH void take(int64_t row, bool together) {
     row_ = row;
     taken_ = row < job_.rows;
-    if (!taken_) return false;
+    built_ = false;
+    if (!taken_) return;
+    // What the row before left would take registers until it is written over.
+    team_.each([](auto& thread, const Seat&) { thread = {}; });
+    team_.lanes([](Lane& lane, int) { lane = {}; });
+    observe();
+    team_.lanes([&](Lane& lane, int k) {
+      lane.bias = k < critic_.heads ? critic_.output_bias[k] : 0.0f;
+    });
     walks_ = !job_.dense && *critic_.finite != 0;
-    failed_ = built_ = false;
+    failed_ = false;
     build_cost_ = -1.0f;
-    side_ = 0;
     set_out(0);
-    return true;
-  }
-
-  // Go on from what was built together with other rows' maps.
-  DTAG_BOTH void take_map(const float* handover) {
-    stand_at_base();
-    Base::take_map(handover);
+    if (!together || !walks_ || critic_.hidden_layers == 1) return;
+    place(false);
+    begin_map();
+    list(true, 0, no_more);
     built_ = true;
   }
+  DTAG_BOTH bool builds() const { return built_; }
 
   // Everything else, up to the result.
   DTAG_BOTH void finish() {
@@ -68,23 +63,23 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   }
 
  private:
-  using Base::bring_maps;
   using Base::at_;
+  using Base::begin_map;
+  using Base::bring_map;
   using Base::critic_;
   using Base::evaluate_full;
   using Base::evaluate_in_region;
   using Base::job_;
+  using Base::list;
   using Base::look;
   using Base::look_from_base;
+  using Base::mark;
+  using Base::no_more;
   using Base::observe;
   using Base::parity_;
   using Base::partial;
-  using Base::passing;
   using Base::row_;
-  using Base::side_;
-  using Base::stand_at_base;
   using Base::team_;
-  using Base::word_count;
 
   // ---- the row ----
 
@@ -101,14 +96,21 @@ class Walk : public FullNetwork<actions, Precision, Team> {
 
   // ---- regions ----
 
-  // After a placement: what it cost, and so how patient to be.
-  DTAG_BOTH void settle() {
+  // Place the regions around the action: all but the map. What that costs, and so how patient to be,
+  // is counted the first time. marked: whether others may still be reading what was marked before.
+  DTAG_BOTH void place(bool marked) {
+    look_from_base();
     corrections_ = 0;
     lost_ = 0.0f;
-    if (placed()) return;
-    const int built = team_.count_bits(word_count(), [&](int index) { return passing(index); });
-    build_cost_ = row_cost(1 + actions) * static_cast<float>(built);
-    patience_ = build_cost_;
+    if (critic_.hidden_layers == 2) {
+      if (marked) team_.sync();
+      const int built = mark(true);
+      if (placed()) return;
+      build_cost_ = row_cost(1 + actions) * static_cast<float>(built);
+      patience_ = build_cost_;
+    } else {
+      build_cost_ = 0.0f;
+    }
   }
 
   DTAG_BOTH bool placed() const { return build_cost_ >= 0.0f; }
@@ -122,12 +124,15 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   // Bring the regions to the action, or decide to do without them there.
   DTAG_BOTH void follow(bool entering) {
     full_ = false;
-    bool places = !placed();
+    if (built_) {  // with other rows'
+      built_ = false;
+      return;
+    }
+    bool places = !placed(), marked = false;
     if (!places) {
-      team_.lanes([&](Lane& lane, int) { lane.move = lane.action - lane.base; });
-      if (critic_.hidden_layers == 1) return;
-      const int changes = look();
-      if (changes == 0) return;
+      if (!look() || critic_.hidden_layers == 1) return;
+      const int changes = mark(false);
+      marked = true;
       const float cost = row_cost(1 + actions) * static_cast<float>(changes);
       if (cost >= fminf(build_cost_, full_cost())) {
         places = entering || build_cost_ <= full_cost();
@@ -144,16 +149,10 @@ class Walk : public FullNetwork<actions, Precision, Team> {
         // Each correction rounds: after so many that building costs little beside them, build.
         places = corrections_ > critic_.heads * critic_.first_units;
       }
-      if (!places) {
-        add_to(job_.result.flips, changes);
-        side_ = 1 - side_;
-      }
+      if (!places) add_to(job_.result.flips, changes);
     }
-    const bool built = built_;
-    built_ = false;
-    if (places && !built) look_from_base();
-    if (critic_.hidden_layers == 2 && !built) bring_maps(places);
-    if (places) settle();
+    if (places) place(marked);
+    if (critic_.hidden_layers == 2) bring_map(places);
   }
 
   // ---- values ----
@@ -166,12 +165,16 @@ class Walk : public FullNetwork<actions, Precision, Team> {
     else
       evaluate_full();
     team_.sync();
+    team_.lanes([&](Lane& lane, int k) {
+      lane.q = k < critic_.heads ? summed(k, 0) + lane.bias : 0.0f;
+    });
     combined_ = combine(job_.settings.ensemble, job_.settings.lcb_k, critic_.heads,
                         [&](int e) { return value_of(e); });
-    if (walks_)
-      for (int e = 0; e < critic_.heads; ++e) failed_ |= !is_finite(value_of(e));
+    if (walks_) failed_ = !team_.all_lanes([](const Lane& lane) { return is_finite(lane.q); });
   }
-  DTAG_BOTH float value_of(int e) const { return summed(e, 0) + critic_.output_bias[e]; }
+  DTAG_BOTH float value_of(int e) const {
+    return team_.pick(e, [](const Lane& lane) { return lane.q; });
+  }
   // Over the warps of a head; the two that have one warp's units in a team of more units a thread
   // come first.
   DTAG_BOTH float summed(int e, int i) const {
@@ -179,6 +182,9 @@ class Walk : public FullNetwork<actions, Precision, Team> {
     const float* const sums =
         team_.shared() + partial() + e * at_.warps_per_head * (1 + actions) + i;
     float sum = 0.0f;
+#ifdef __CUDA_ARCH__
+#pragma unroll 2
+#endif
     for (int warp = 0; warp < at_.warps_per_head; warp += joined) {
       float part = sums[warp * (1 + actions)];
       if constexpr (joined == 2) part += sums[(warp + 1) * (1 + actions)];
@@ -223,14 +229,16 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   DTAG_BOTH bool move() {
     const Settings& settings = job_.settings;
     const bool all_heads = *critic_.finite == 0;  // zero times what is not finite is not zero
-    team_.lanes([&](Lane& lane, int k) {
-      lane.gradient = 0.0f;
-      if (k >= critic_.action_dim) return;
-      for (int e = 0; e < critic_.heads; ++e) {
-        const float by = factor(combined_, e, value_of(e));
-        if (by != 0.0f || all_heads) lane.gradient += by * summed(e, 1 + k);
-      }
-    });
+    // Heads that do not count are left out.
+    const bool one = combined_.lowest >= 0 && !all_heads;
+    const int first = one ? combined_.lowest : 0, last = one ? first + 1 : critic_.heads;
+    team_.lanes([](Lane& lane, int) { lane.gradient = 0.0f; });
+    for (int e = first; e < last; ++e) {
+      const float by = one ? 1.0f : factor(combined_, e, value_of(e));
+      team_.lanes([&](Lane& lane, int k) {
+        if (k < critic_.action_dim) lane.gradient += by * summed(e, 1 + k);
+      });
+    }
     if (settings.gradient == Gradient::unit) {
       const float length =
           sqrtf(team_.sum_lanes([](const Lane& lane) { return lane.gradient * lane.gradient; }));

@@ -119,9 +119,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     """
     assert isinstance(critic, Critic)
     module = _load()
-    actions, stride, width, group = module.layout(
-        critic.action_dim, critic.heads, critic.hidden, precision
-    )
+    actions, width, group = module.layout(critic.action_dim, critic.heads, critic.hidden, precision)
     weights = [weight.detach() for weight in critic.weights]
     biases = [bias.detach() for bias in critic.biases]
     size = critic.observation_dim
@@ -134,7 +132,6 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         .reshape(critic.heads, actions, width // group, group)
         .transpose(1, 2)
         .contiguous(),
-        "action_rows": _padded(of_action, width, stride),
         "first_bias": _padded(biases[0], width),
         "output": _padded(weights[-1].squeeze(1), width),
         "output_bias": biases[-1].squeeze(1).clone(),

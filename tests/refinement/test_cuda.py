@@ -78,14 +78,24 @@ def test_parity_of_shapes(hidden: tuple[int, ...], action_dim: int, heads: int) 
 
 
 @pytest.mark.usefixtures("emulator")
-@pytest.mark.parametrize("action_dim", [3, 6])
+@pytest.mark.parametrize("action_dim", [3, 6, 8])
 def test_parity_of_ten_heads(action_dim: int) -> None:
-    critic = random_critic(hidden=(256, 256), action_dim=action_dim, heads=10, observation_dim=11)
+    # All units pass, and with 8 action dimensions a list does not hold all of them.
+    critic = random_critic(
+        hidden=(256, 256),
+        action_dim=action_dim,
+        heads=10,
+        observation_dim=11,
+        activation="leaky_relu",
+        negative_slope=0.1,
+    )
     assert cuda.unsupported_reason(critic) is None
     batch = random_batch(critic, 3)
     options = Refiner(critic, backend="reference", ensemble="lcb", step_size=0.1).options
-    parity = Standard(critic, *batch, options).measure(run(critic, batch, options)[0])
+    alone = run(critic, batch, options, kernel="row")
+    parity = Standard(critic, *batch, options).measure(alone[0])
     assert parity.holds, parity
+    assert same(alone, run(critic, batch, options, kernel="rows"))
     with pytest.raises(RuntimeError, match="heads times hidden units are too many for a cluster"):
         run(critic, batch, options, kernel="cluster")
 
@@ -98,7 +108,7 @@ def test_parity_of_long_walks(optimizer: str, ensemble: str, heads: int) -> None
     critic = random_critic(
         heads=heads, hidden=(40, 30), activation="leaky_relu", negative_slope=0.2, action_dim=4
     )
-    batch = random_batch(critic, 9, 3)
+    batch = random_batch(critic, 24, 3)  # so many that the reference's largest error is typical
     for extra in (
         {"select": "last", "max_distance": 0.3},
         {"gradient": "unit", "bounds": None},
@@ -130,9 +140,10 @@ def wild(action_dim: int, hidden: tuple[int, int], **words: Any) -> tuple[Tensor
 @pytest.mark.usefixtures("emulator")
 def test_wild_paths_give_way_to_the_full_network() -> None:
     # Of 32 action dimensions: a correction costs four times what a row of the full network does.
-    _, info = wild(32, (100, 10), step_size=4.0, steps=40, optimizer="adam", bounds=(-9.0, 9.0))
+    # Few steps: rounding grows from step to step, and after forty of them nearly anything may come.
+    _, info = wild(32, (100, 10), step_size=2.0, steps=10, optimizer="adam", bounds=(-9.0, 9.0))
     assert (info.dense_steps > 0).any()
-    assert (info.dense_steps < 40).all()
+    assert (info.dense_steps < 10).all()
 
 
 @pytest.mark.usefixtures("emulator")

@@ -25,7 +25,7 @@ template <int actions, typename Precision>
 void run(const Job& job, Kind kind) {
   constexpr int together = Precision::tiles ? 1 : rows_together(actions);
   if (kind == Kind::cluster) return run<actions, 1, blocks_of_cluster, Precision>(job);
-  if (kind == Kind::rows) return run<actions, together, 1, Precision>(job);
+  if (kind == Kind::rows && fits_together(job.critic)) return run<actions, together, 1, Precision>(job);
   return run<actions, 1, 1, Precision>(job);
 }
 

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <vector>
 
@@ -76,7 +77,7 @@ class HostTeam {
  public:
   static constexpr int units = ranks > 1 ? units_in_cluster : units_per_thread(actions);
   using Unit = Thread<actions, units>;
-  static constexpr int rows_ahead = ranks > 1 ? 8 : 4;
+  static constexpr bool roomy = ranks > 1;
 
   // shared: the memory of the first block; the next one's follows.
   HostTeam(const Job& job, float* shared, Turns* turns)
@@ -98,7 +99,7 @@ class HostTeam {
 
   template <typename F>
   void each(F f) {
-    by_heads(count(), [&](int i) { f(units_[i], i / threads_per_head_, i % threads_per_head_); });
+    by_heads(count(), [&](int i) { f(units_[i], seat(i)); });
   }
 
   template <typename F>
@@ -110,19 +111,29 @@ class HostTeam {
   }
 
   template <typename F>
+  bool any(int to, F f) {
+    int found[2] = {};
+    by_heads(count(), [&](int i) {
+      if (f(units_[i], seat(i))) found[rank_] = 1;
+    });
+    if (ranks == 1) return found[0] != 0;
+    for (int rank = 0; rank < ranks; ++rank) push(to + rank, found[rank]);
+    sync();
+    int seen[2];
+    std::memcpy(seen, shared() + to, sizeof(seen));
+    return (seen[0] | seen[1]) != 0;
+  }
+
+  template <typename F>
   void vote(int to, int words_per_head, F f) {
     by_heads(count() / warp_size, [&](int warp) {
       const int first = warp * warp_size, e = first / threads_per_head_;
-      uint32_t words[units] = {};
-      for (int lane = 0; lane < warp_size; ++lane)
-        for (int u = 0; u < units; ++u) {
-          const int t = first % threads_per_head_ + lane;
-          const int unit = (Place<units>(t).unit() + unit_at(u)) % (warp_size * units);
-          const uint32_t bit = f(units_[first + lane], e, t, u);
-          words[unit / group_units * 2 + unit % 2] |= bit << unit % group_units / 2;
-        }
-      const int word = e * words_per_head + first % threads_per_head_ / warp_size * units;
-      for (int u = 0; u < units; ++u) push(to + word + u, words[u]);
+      for (int u = 0; u < units; ++u) {
+        uint32_t word = 0;
+        for (int lane = 0; lane < warp_size; ++lane)
+          word |= (f(units_[first + lane], u) ? 1u : 0u) << lane;
+        push(to + e * words_per_head + first % threads_per_head_ / warp_size * units + u, word);
+      }
     });
   }
 
@@ -132,7 +143,7 @@ class HostTeam {
       const int first = warp * warp_size, e = first / threads_per_head_;
       float values[warp_size][1 + actions];
       for (int lane = 0; lane < warp_size; ++lane)
-        f(units_[first + lane], e, first % threads_per_head_ + lane, values[lane]);
+        f(units_[first + lane], seat(first + lane), values[lane]);
       const int own = e * warps_per_head + first % threads_per_head_ / warp_size;
       for (int i = 0; i <= actions; ++i)
         push(to + own * (1 + actions) + i, tree_sum([&](int lane) { return values[lane][i]; }));
@@ -179,6 +190,9 @@ class HostTeam {
 
  private:
   int count() const { return heads_ * threads_per_head_; }
+  Seat seat(int i) const {
+    return Seat::of<units>(i / threads_per_head_, i % threads_per_head_, threads_per_head_ * units);
+  }
 
   // f(i), i < n, of threads or warps, each in its head's block.
   template <typename F>
@@ -225,34 +239,45 @@ class HostBlock {
       : index_(index),
         count_(count),
         at_(job.shared),
-        threads_(job.critic.heads * job.critic.layout.threads_per_head * together),
         turns_{turn},
-        memory_(together * ranks * at_.floats + handover_floats(job.critic, together),
+        memory_(together * ranks * at_.floats + staged_bytes(job.critic, together) / sizeof(float),
                 std::numeric_limits<float>::quiet_NaN()) {
-    for (int r = 0; r < together; ++r) walks_.emplace_back(Team(job, shared(r), &turns_), job);
+    for (int r = 0; r < together; ++r)
+      walks_.emplace_back(Team(job, memory_.data() + r * at_.floats, &turns_), job);
   }
 
   int64_t index() const { return index_; }
   int64_t count() const { return count_; }
-  float* shared(int r) { return memory_.data() + r * at_.floats; }
-  float* handover() { return memory_.data() + together * at_.floats; }
+  void* staging() { return memory_.data() + together * at_.floats; }
   void sync() const {}
+
+  // A copy is made no sooner than it is waited for.
+  void copy(void* to, const void* from, int bytes) { lots_.back().push_back({to, from, bytes}); }
+  void end_copies() { lots_.emplace_back(); }
+  void wait_for_copies() {
+    while (lots_.size() > stages - 1) {  // one of them has not ended
+      for (const Copy& copy : lots_.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+      lots_.pop_front();
+    }
+  }
 
   template <typename F>
   void teams(F f) {
     turns_.take(together, [&](int r) { f(walks_[r], r); });
   }
-  template <typename F>
-  void threads(F f) {
-    turns_.take(threads_, f);
-  }
 
  private:
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+  };
+
   int64_t index_, count_;
   const SharedLayout at_;
-  int threads_;
   Turns turns_;
   std::vector<float> memory_;
+  std::deque<std::vector<Copy>> lots_ = std::deque<std::vector<Copy>>(1);
   std::vector<Walk<actions, Precision, Team>> walks_;
 };
 

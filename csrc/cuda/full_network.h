@@ -54,8 +54,9 @@ class FullNetwork : public Region<actions, Precision, Team> {
     gather(x, [](const Lane& lane) { return lane.action; });
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      float z[units];
-      first_layer(own(at_.share, seat), x, seat, z);
+      float share[units], z[units];
+      for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[unit_at(u)];
+      first_layer(share, x, seat, z);
       for (int u = 0; u < units; ++u) {
         const bool real = in_head(seat) + unit_at(u) < critic_.first_units;
         thread.kept[u] = real ? slope_at(z[u], negative_slope) : 0.0f;

@@ -158,7 +158,6 @@ struct SharedLayout {
   int warps_per_head;
   int observation;  // [S], standardised
   int share;        // [E, P], W_1s s + b_1
-  int base;         // [E, P], z_1 at the base of the region
   int partial;      // [2, E, warps, 1 + actions], sums of a warp: q, then the gradient
   int words;        // [E, words], a bit for each unit that changes: Team::vote
   int changed;      // [2], whether a block of the cluster has such units
@@ -180,8 +179,7 @@ struct SharedLayout {
     if (capacity > layout.width) capacity = layout.width;
     observation = 0;
     share = observation + (critic.observation_dim + 3) / 4 * 4;
-    base = share + all;
-    partial = base + all;
+    partial = share + all;
     words = partial + 2 * heads * warps_per_head * (1 + layout.actions);
     changed = words + heads * words_per_head;
     listed = (changed + 2 + 3) / 4 * 4;

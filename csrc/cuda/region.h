@@ -135,9 +135,10 @@ class Region {
   }
 
   // start + W_1a x for the thread's units
-  DTAG_BOTH void first_layer(const float* start, const float (&x)[actions], const Seat& seat,
+  DTAG_BOTH void first_layer(const float (&start)[units], const float (&x)[actions], const Seat& seat,
                              float (&z)[units]) const {
-    for (int u = 0; u < units; ++u) z[u] = start[unit_at(u)];
+    DTAG_UNROLLED
+    for (int u = 0; u < units; ++u) z[u] = start[u];
     const float* const weights = critic_.action_weights + by_groups<actions>(seat);
     DTAG_UNROLLED
     for (int a = 0; a < actions; ++a) {
@@ -162,8 +163,12 @@ class Region {
       for (int a = 0; a < actions; ++a) move_[a] = 0.0f;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      first_layer(own(at_.share, seat), base, seat, thread.kept);
-      for (int u = 0; u < units; ++u) own(at_.base, seat)[unit_at(u)] = thread.kept[u];
+      float share[units];
+      DTAG_UNROLLED
+      for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[unit_at(u)];
+      first_layer(share, base, seat, thread.kept);
+      DTAG_UNROLLED
+      for (int u = 0; u < units; ++u) thread.base[u] = thread.kept[u];
       if (critic_.hidden_layers == 1) {
         for (int u = 0; u < units; ++u) thread.c[u] = thread.kept[u];
         const float* const weights = critic_.action_weights + by_groups<actions>(seat);
@@ -182,7 +187,7 @@ class Region {
   DTAG_BOTH bool look() {
     gather_move();
     return team_.any(at_.changed, [&](Unit& thread, const Seat& seat) {
-      first_layer(own(at_.base, seat), move_, seat, thread.kept);
+      first_layer(thread.base, move_, seat, thread.kept);
       return signs_of(thread) != thread.signs;
     });
   }
@@ -263,7 +268,7 @@ class Region {
           for (int k = part; k < part + 4 && k <= actions; ++k) {
             float by[2];
             if (k == 0)
-              for (int i = 0; i < 2; ++i) by[i] = own(at_.base, seat)[unit_at(pair) + i];
+              for (int i = 0; i < 2; ++i) by[i] = thread.base[pair + i];
             else
               load<2>(critic_.action_weights + by_groups<actions>(seat) + (k - 1) * group_units +
                           unit_at(pair), by);

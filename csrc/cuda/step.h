@@ -138,10 +138,9 @@ DTAG_BOTH float factor(const Combined& combined, int e, float q) {
 
 // ---- a dimension of the action ----
 
-DTAG_BOTH float into_box(const Settings& settings, int dimension, float x) {
-  if (!settings.boxed) return x;
-  if (x < settings.low[dimension]) x = settings.low[dimension];
-  if (x > settings.high[dimension]) x = settings.high[dimension];
+DTAG_BOTH float into_box(float low, float high, float x) {
+  if (x < low) x = low;
+  if (x > high) x = high;
   return x;
 }
 

@@ -98,6 +98,7 @@ struct Thread {
   float c[units];           // z_2 = c + M d
   float m[actions][units];
   float output[units];      // w
+  float base[units];        // z_1 at the base of the region
   float kept[units];        // z_1 where signs were last looked at; the full network's slopes
   float top[units];         // the full network's last layer
   uint32_t signs;           // of z_1 in the region, a bit a unit
@@ -113,7 +114,8 @@ struct Lane {
   float first, second;  // the optimiser's moments
   float gradient;
   float proposal;
-  float q, bias;  // of the head of this index
+  float low, high;          // the box
+  float q, bias;            // of the head of this index
 };
 
 }  // namespace dtag::cuda

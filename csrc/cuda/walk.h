@@ -36,11 +36,21 @@ class Walk : public FullNetwork<actions, Precision, Team> {
     team_.each([](auto& thread, const Seat&) { thread = {}; });
     team_.lanes([](Lane& lane, int) { lane = {}; });
     observe();
+    const Settings& settings = job_.settings;
     team_.lanes([&](Lane& lane, int k) {
       lane.bias = k < critic_.heads ? critic_.output_bias[k] : 0.0f;
+      const bool boxed = settings.boxed && k < critic_.action_dim;
+      lane.low = boxed ? settings.low[k] : minus_infinity();
+      lane.high = boxed ? settings.high[k] : -minus_infinity();
     });
-    walks_ = !job_.dense && *critic_.finite != 0;
-    failed_ = false;
+    finite_ = *critic_.finite != 0;
+    walks_ = !job_.dense && finite_;
+    failed_ = full_ = false;
+    usual_ = walks_ && critic_.heads == 2 && at_.warps_per_head == usual_warps &&
+             settings.ensemble == Ensemble::min && settings.optimizer == Optimizer::sgd &&
+             settings.gradient == Gradient::raw && settings.max_distance < 0.0f;
+    if (usual_)
+      for (int e = 0; e < 2; ++e) bias_[e] = critic_.output_bias[e];
     build_cost_ = -1.0f;
     set_out(0);
     if (!together || !walks_ || critic_.hidden_layers == 1) return;
@@ -56,13 +66,15 @@ class Walk : public FullNetwork<actions, Precision, Team> {
     if (!taken_) return;
     set_counts(0);
     while (!refine()) {
-      walks_ = failed_ = false;
+      walks_ = usual_ = failed_ = false;
       set_out(0);
     }
     if (!walks_) set_counts(job_.starts * job_.settings.steps);
   }
 
  private:
+  static constexpr int usual_warps = 256 / (Team::units * warp_size);
+
   using Base::at_;
   using Base::begin_map;
   using Base::bring_map;
@@ -88,7 +100,7 @@ class Walk : public FullNetwork<actions, Precision, Team> {
     const float* const from =
         job_.actions + (row_ * job_.starts + start) * critic_.action_dim;
     team_.lanes([&](Lane& lane, int k) {
-      const float x = k < critic_.action_dim ? into_box(job_.settings, k, from[k]) : 0.0f;
+      const float x = k < critic_.action_dim ? into_box(lane.low, lane.high, from[k]) : 0.0f;
       lane.initial = lane.action = lane.best = x;
       lane.first = lane.second = 0.0f;
     });
@@ -209,16 +221,50 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   DTAG_BOTH void climb() {
     step_ = best_step_ = 0;
     best_q_ = minus_infinity();
-    do {
+    do
       if (walks_) follow(step_ == 0);
-      evaluate();
-      if (step_ == 0) q_initial_ = combined_.q;
-      keep_better();
-    } while (step_ < job_.settings.steps && !failed_ && move());
+    while (usual_ && !full_ ? step_usually() : step());
   }
 
-  DTAG_BOTH void keep_better() {
-    const float q = combined_.q;
+  // Evaluate the action and take a step from it; false if that was the last.
+  DTAG_BOTH bool step() {
+    evaluate();
+    keep_better(combined_.q);
+    return step_ < job_.settings.steps && !failed_ && move();
+  }
+
+  // The same for plain gradient steps with the lower of two heads of 256 units.
+  DTAG_BOTH bool step_usually() {
+    parity_ = 1 - parity_;
+    evaluate_in_region();
+    team_.sync();
+    const float* const sums = team_.shared() + partial();
+    const auto summed_usually = [&](int e, int i) {
+      const float* const of = sums + e * usual_warps * (1 + actions) + i;
+      float part[2] = {of[0], of[usual_warps / 2 * (1 + actions)]};
+      if constexpr (usual_warps == 4)
+        for (int half = 0; half < 2; ++half) part[half] += of[(half * 2 + 1) * (1 + actions)];
+      return part[0] + part[1];
+    };
+    float q[2];
+    for (int e = 0; e < 2; ++e) q[e] = summed_usually(e, 0) + bias_[e];
+    const bool second = q[1] < q[0] || (q[1] != q[1] && q[0] == q[0]);
+    combined_.q = second ? q[1] : q[0];
+    failed_ = !is_finite(q[0]) || !is_finite(q[1]);
+    keep_better(combined_.q);
+    if (step_ >= job_.settings.steps || failed_) return false;
+    team_.lanes([&](Lane& lane, int k) {
+      const int i = k < actions ? 1 + k : 0;
+      // Both are read, so that it does not have to be known before which of them counts.
+      const float gradient[2] = {summed_usually(0, i), summed_usually(1, i)};
+      lane.gradient = k >= critic_.action_dim ? 0.0f : second ? gradient[1] : gradient[0];
+      lane.proposal = lane.action + job_.settings.step_size * lane.gradient;
+    });
+    return accept();
+  }
+
+  DTAG_BOTH void keep_better(float q) {
+    if (step_ == 0) q_initial_ = q;
     if (!is_finite(q) || !(q > best_q_)) return;
     best_q_ = q;
     best_step_ = step_;
@@ -228,9 +274,8 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   // Take a step; false, and nothing changes, if the gradient or the next candidate is not finite.
   DTAG_BOTH bool move() {
     const Settings& settings = job_.settings;
-    const bool all_heads = *critic_.finite == 0;  // zero times what is not finite is not zero
-    // Heads that do not count are left out.
-    const bool one = combined_.lowest >= 0 && !all_heads;
+    // Heads that do not count are left out, where zero times their numbers is sure to be zero.
+    const bool one = combined_.lowest >= 0 && finite_;
     const int first = one ? combined_.lowest : 0, last = one ? first + 1 : critic_.heads;
     team_.lanes([](Lane& lane, int) { lane.gradient = 0.0f; });
     for (int e = first; e < last; ++e) {
@@ -260,8 +305,13 @@ class Walk : public FullNetwork<actions, Precision, Team> {
         });
       }
     }
-    team_.lanes([&](Lane& lane, int k) {
-      if (k < critic_.action_dim) lane.proposal = into_box(settings, k, lane.proposal);
+    return accept();
+  }
+
+  // Go to the proposal, in the box; false, and nothing changes, if it or the gradient is not finite.
+  DTAG_BOTH bool accept() {
+    team_.lanes([](Lane& lane, int) {
+      lane.proposal = into_box(lane.low, lane.high, lane.proposal);
     });
     const bool finite = team_.all_lanes([](const Lane& lane) {
       return is_finite(lane.gradient) && is_finite(lane.proposal);
@@ -324,6 +374,9 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   bool walks_ = false;   // or the full network takes every step
   bool failed_ = false;  // a number was not finite: what the walk found is not to be used
   bool full_ = false;    // the full network takes this step
+  bool finite_ = false;  // all weights and biases
+  bool usual_ = false;   // what step_usually() is for
+  float bias_[2] = {};   // of its heads
   bool built_ = false;   // the first map was built with other rows'
   int corrections_ = 0;  // since the regions were placed
   float build_cost_ = -1.0f;  // negative: there are no regions

@@ -183,11 +183,15 @@ class Region {
     gather(move_, [](const Lane& lane) { return lane.action - lane.base; });
   }
 
-  // z_1 at base + move; whether a sign of it is not the region's.
-  DTAG_BOTH bool look() {
+  // As if the region reached to base + move: each warp's sums of q and its gradient. Whether it does
+  // not, since a sign of z_1 is another one there; all that was written is seen by all after.
+  DTAG_BOTH bool probe() {
     gather_move();
-    return team_.any(at_.changed, [&](Unit& thread, const Seat& seat) {
+    team_.each([&](Unit& thread, const Seat& seat) {
       first_layer(thread.base, move_, seat, thread.kept);
+    });
+    sum_up();
+    return team_.any(at_.changed, [&](Unit& thread, const Seat&) {
       return signs_of(thread) != thread.signs;
     });
   }
@@ -380,9 +384,12 @@ class Region {
     });
   }
 
-  // Each warp's sums of q and its gradient, at base + move.
+  // Each warp's sums of q and its gradient at base + move, by the map.
   DTAG_BOTH void evaluate_in_region() {
     if constexpr (!keeps_move) gather_move();
+    sum_up();
+  }
+  DTAG_BOTH void sum_up() {
     team_.reduce(partial(), at_.warps_per_head,
                  [&](const Unit& thread, const Seat&, float (&sum)[1 + actions]) {
                    evaluate_units<actions, units>(thread.c, thread.m, move_, thread.output,

@@ -83,13 +83,13 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   using Base::evaluate_in_region;
   using Base::job_;
   using Base::list;
-  using Base::look;
   using Base::look_from_base;
   using Base::mark;
   using Base::no_more;
   using Base::observe;
   using Base::parity_;
   using Base::partial;
+  using Base::probe;
   using Base::row_;
   using Base::team_;
 
@@ -133,50 +133,58 @@ class Walk : public FullNetwork<actions, Precision, Team> {
            static_cast<float>(critic_.heads * (critic_.first_units + critic_.top_units));
   }
 
-  // Bring the regions to the action, or decide to do without them there.
-  DTAG_BOTH void follow(bool entering) {
-    full_ = false;
-    if (built_) {  // with other rows'
-      built_ = false;
-      return;
-    }
-    bool places = !placed(), marked = false;
-    if (!places) {
-      if (!look() || critic_.hidden_layers == 1) return;
-      const int changes = mark(false);
-      marked = true;
-      const float cost = row_cost(1 + actions) * static_cast<float>(changes);
-      if (cost >= fminf(build_cost_, full_cost())) {
-        places = entering || build_cost_ <= full_cost();
-        if (!places && lost_ < patience_) {
-          lost_ += full_cost();
-          full_ = true;
-          add_to(job_.result.dense_steps, 1);
-          return;
-        }
-        if (!places) patience_ *= 2.0f;
-        places = true;
-      } else {
-        corrections_ += changes;
-        // Each correction rounds: after so many that building costs little beside them, build.
-        places = corrections_ > critic_.heads * critic_.first_units;
+  // Each warp's sums of q and its gradient at the action, seen by all.
+  DTAG_BOTH void evaluate_sums(bool entering) {
+    parity_ = 1 - parity_;
+    full_ = !walks_;
+    if (walks_) {
+      if (placed() && !built_) {
+        if (!probe() || critic_.hidden_layers == 1) return;
+        follow(entering);
+      } else if (!built_) {
+        place(false);
+        if (critic_.hidden_layers == 2) bring_map(true);
       }
-      if (!places) add_to(job_.result.flips, changes);
+      built_ = false;
     }
-    if (places) place(marked);
-    if (critic_.hidden_layers == 2) bring_map(places);
+    if (full_)
+      evaluate_full();
+    else
+      evaluate_in_region();
+    team_.sync();
+  }
+
+  // Signs have changed: bring the regions to the action, or decide to do without them there.
+  DTAG_BOTH void follow(bool entering) {
+    const int changes = mark(false);
+    const float cost = row_cost(1 + actions) * static_cast<float>(changes);
+    bool places;
+    if (cost >= fminf(build_cost_, full_cost())) {
+      places = entering || build_cost_ <= full_cost();
+      if (!places && lost_ < patience_) {
+        lost_ += full_cost();
+        full_ = true;
+        add_to(job_.result.dense_steps, 1);
+        return;
+      }
+      if (!places) patience_ *= 2.0f;
+      places = true;
+    } else {
+      corrections_ += changes;
+      // Each correction rounds: after so many that building costs little beside them, build.
+      places = corrections_ > critic_.heads * critic_.first_units;
+    }
+    if (places)
+      place(true);
+    else
+      add_to(job_.result.flips, changes);
+    bring_map(places);
   }
 
   // ---- values ----
 
   // The ensemble's Q at the action.
   DTAG_BOTH void evaluate() {
-    parity_ = 1 - parity_;
-    if (walks_ && !full_)
-      evaluate_in_region();
-    else
-      evaluate_full();
-    team_.sync();
     team_.lanes([&](Lane& lane, int k) {
       lane.q = k < critic_.heads ? summed(k, 0) + lane.bias : 0.0f;
     });
@@ -222,11 +230,11 @@ class Walk : public FullNetwork<actions, Precision, Team> {
     step_ = best_step_ = 0;
     best_q_ = minus_infinity();
     do
-      if (walks_) follow(step_ == 0);
-    while (usual_ && !full_ ? step_usually() : step());
+      evaluate_sums(step_ == 0);
+    while (usual_ ? step_usually() : step());
   }
 
-  // Evaluate the action and take a step from it; false if that was the last.
+  // See what the sums make of the action and take a step from it; false if that was the last.
   DTAG_BOTH bool step() {
     evaluate();
     keep_better(combined_.q);
@@ -235,9 +243,6 @@ class Walk : public FullNetwork<actions, Precision, Team> {
 
   // The same for plain gradient steps with the lower of two heads of 256 units.
   DTAG_BOTH bool step_usually() {
-    parity_ = 1 - parity_;
-    evaluate_in_region();
-    team_.sync();
     const float* const sums = team_.shared() + partial();
     const auto summed_usually = [&](int e, int i) {
       const float* const of = sums + e * usual_warps * (1 + actions) + i;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -105,7 +106,8 @@ Settings settings(int steps, double step_size, const std::string& optimizer,
   made.gradient =
       word<Gradient>("gradient", gradient, {{"raw", Gradient::raw}, {"unit", Gradient::unit}});
   made.max_distance = max_distance.value_or(-1.0f);
-  made.boxed = !low.empty();
+  std::fill_n(made.low, most_actions, -std::numeric_limits<float>::infinity());
+  std::fill_n(made.high, most_actions, std::numeric_limits<float>::infinity());
   std::copy(low.begin(), low.end(), made.low);
   std::copy(high.begin(), high.end(), made.high);
   return made;

@@ -90,14 +90,13 @@ struct DeviceWarp {
 enum class Span { part, block, cluster };  // what a team is
 
 // A row's threads. index: of the team, where a block has several; thread: of the team, in its block.
-template <int actions, Span span>
+template <int actions, Span span, bool has_room>
 class DeviceTeam {
  public:
   static constexpr int units =
       span == Span::cluster ? units_in_cluster : units_per_thread(actions);
   using Unit = Thread<actions, units>;
-  // Where a block has four rows its 512 threads have 128 registers each, and mostly correct.
-  static constexpr bool roomy = span != Span::part;
+  static constexpr bool roomy = has_room;
 
   __device__ DeviceTeam(const PackedCritic& critic, int thread, int index, float* shared)
       : index_(index),
@@ -117,7 +116,9 @@ class DeviceTeam {
     const int of_head = critic.layout.width / units;
     const int head = thread / of_head + rank_ * (critic.heads / blocks_of_cluster);
     seat_ = anew(Seat::of<units>(head, thread % of_head, critic.layout.width));
-    sum_ = anew(index_of_sum<1 + actions>());
+    const int which = index_of_sum<1 + actions>();
+    const int warp = (head * of_head + thread % of_head) / warp_size;
+    sum_ = anew(which < 0 ? -1 : warp * term_stride(actions) + which);
   }
 
   __device__ float* shared() const { return shared_; }
@@ -179,18 +180,16 @@ class DeviceTeam {
   }
 
   template <typename F>
-  __device__ __forceinline__ void reduce(int sums, int warps_per_head, F f) const {
+  __device__ __forceinline__ void reduce(int sums, F f) const {
     float values[1 + actions];
     f(unit_, seat_, values);
-    const int to =
-        sums + (seat_.head * warps_per_head + seat_.thread / warp_size) * (1 + actions);
     if constexpr (actions < warp_size) {
       const float sum = sum_warp<1 + actions>(values);
-      if (sum_ >= 0) push(to + sum_, sum);
+      if (sum_ >= 0) push(sums + sum_, sum);
     } else {
       const float sum = sum_warp<actions>(values), last = sum_warp<1>(values + actions);
-      push(to + sum_, sum);
-      if (lane_index() == 0) push(to + actions, last);
+      push(sums + sum_, sum);
+      if (lane_index() == 0) push(sums + sum_ + actions, last);
     }
   }
 
@@ -247,7 +246,7 @@ class DeviceTeam {
   int index_, thread_;
   int threads_;  // of the team, in this block
   Seat seat_;
-  int sum_;  // which of a warp's sums the lane has; none if negative
+  int sum_;  // where among all warps' sums the lane's is; none if negative
   float* shared_;
   int rank_;       // of the block in its cluster
   float* remote_;  // of the cluster's other block
@@ -256,13 +255,13 @@ class DeviceTeam {
 };
 
 // blocks: of a team, 1 or a cluster's; together: teams of a block.
-template <int actions, int together, int blocks, typename Precision>
+template <int actions, int together, int blocks, bool roomy, typename Precision>
 class DeviceBlock {
  public:
   static constexpr Span span = blocks > 1     ? Span::cluster
                                : together > 1 ? Span::part
                                               : Span::block;
-  using Team = DeviceTeam<actions, span>;
+  using Team = DeviceTeam<actions, span, roomy>;
 
   __device__ DeviceBlock(const Job& job, float* shared)
       : shared_(shared),

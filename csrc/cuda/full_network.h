@@ -21,10 +21,12 @@ class FullNetwork : public Region<actions, Precision, Team> {
  protected:
   using Base::at_;
   using Base::critic_;
+  using Base::deep_;
   using Base::first_layer;
-  using Base::gather;
+  using Base::gather_action;
   using Base::in_head;
-  using Base::partial;
+  using Base::load_first;
+  using Base::sums_;
   using Base::team_;
   using Base::width;
   using Base::own;
@@ -49,14 +51,14 @@ class FullNetwork : public Region<actions, Precision, Team> {
   // finite its zeros would become NaN.
   DTAG_BOTH void evaluate_full() {
     const float negative_slope = critic_.negative_slope;
-    const bool two = critic_.hidden_layers == 2;
+    const bool two = deep_;
     float x[actions];
-    gather(x, [](const Lane& lane) { return lane.action; });
+    gather_action(x);
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       float share[units], z[units];
       for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[unit_at(u)];
-      first_layer(share, x, seat, z);
+      first_layer(share, x, seat, thread, z);
       for (int u = 0; u < units; ++u) {
         const bool real = in_head(seat) + unit_at(u) < critic_.first_units;
         thread.kept[u] = real ? slope_at(z[u], negative_slope) : 0.0f;
@@ -81,7 +83,7 @@ class FullNetwork : public Region<actions, Precision, Team> {
       });
       team_.sync_block();
     }
-    team_.reduce(partial(), at_.warps_per_head, [&](const Unit& thread, const Seat& here,
+    team_.reduce(sums_, [&](const Unit& thread, const Seat& here,
                                                    float (&sum)[1 + actions]) {
       const Seat seat = anew(here);
       float back[units], slope[units], top[units];
@@ -96,11 +98,10 @@ class FullNetwork : public Region<actions, Precision, Team> {
       }
       sum[0] = sum_pairs<units>([&](int u) { return top[u]; },
                                 [&](int u) { return thread.top[u]; });
-      const float* const weights = critic_.action_weights + this->template by_groups<actions>(seat);
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a) {
         float w[units];
-        load<units>(weights + a * group_units, w);
+        load_first(seat, a, w);
         sum[1 + a] =
             sum_pairs<units>([&](int u) { return slope[u]; }, [&](int u) { return w[u]; });
       }

@@ -23,7 +23,7 @@ namespace dtag::cuda {
 
 constexpr int warp_size = 32;
 constexpr int most_actions = 32;   // one lane of a warp holds one dimension of the action
-constexpr int most_threads = 384;  // of a row, in a block
+constexpr int most_threads = 256;  // of a row, in a block
 constexpr int most_threads_of_tiles = 256;  // where maps are built by tiles.h
 constexpr int most_threads_wide = 768;      // where registers no longer hold all; a kernel of its own
 
@@ -139,12 +139,11 @@ struct Settings {
   Select select = Select::best;
   Gradient gradient = Gradient::raw;
   float max_distance = -1.0f;  // negative: no ball
-  bool boxed = false;
-  float low[most_actions] = {};
-  float high[most_actions] = {};
+  float low[most_actions];  // infinite where there are no bounds
+  float high[most_actions];
 };
 
-// Floats of a listed row's coefficients (SharedLayout::terms), on 16-byte boundaries.
+// Floats of what there is once and for every dimension of the action, on 16-byte boundaries.
 DTAG_BOTH constexpr int term_stride(int actions) { return (1 + actions + 3) / 4 * 4; }
 
 // The shared memory of one row's threads, by offsets in floats, `units` a thread; in a cluster each
@@ -158,7 +157,7 @@ struct SharedLayout {
   int warps_per_head;
   int observation;  // [S], standardised
   int share;        // [E, P], W_1s s + b_1
-  int partial;      // [2, E, warps, 1 + actions], sums of a warp: q, then the gradient
+  int sums;         // [2, E, warps, term_stride(actions)], sums of a warp: q, then the gradient
   int words;        // [E, words], a bit for each unit that changes: Team::vote
   int changed;      // [2], whether a block of the cluster has such units
   int capacity;     // of the lists that follow: how many rows of W_2^T
@@ -179,8 +178,8 @@ struct SharedLayout {
     if (capacity > layout.width) capacity = layout.width;
     observation = 0;
     share = observation + (critic.observation_dim + 3) / 4 * 4;
-    partial = share + all;
-    words = partial + 2 * heads * warps_per_head * (1 + layout.actions);
+    sums = share + all;
+    words = sums + 2 * heads * warps_per_head * stride;
     changed = words + heads * words_per_head;
     listed = (changed + 2 + 3) / 4 * 4;
     terms = listed + heads * (capacity + listed_together);

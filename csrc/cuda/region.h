@@ -26,7 +26,13 @@ class Region {
   using Weight = typename Precision::Weight;
 
   DTAG_BOTH Region(const Team& team, const Job& job)
-      : team_(team), job_(job), critic_(job.critic), at_(job.shared) {}
+      : team_(team),
+        job_(job),
+        critic_(job.critic),
+        at_(job.shared),
+        deep_(critic_.hidden_layers == 2),
+        sums_(at_.sums),
+        both_sums_(anew(2 * at_.sums + critic_.heads * at_.warps_per_head * stride)) {}
 
   // Add those of the listed rows that are in part `part` of W_2^T, which lies in shared memory:
   // staged [E, staged_rows, P].
@@ -53,8 +59,10 @@ class Region {
  protected:
   static constexpr int stride = term_stride(actions);
   static constexpr int no_more = 0x7fffffff;  // beyond every row
-  // Whether there are registers for it while the map is brought to the action.
-  static constexpr bool keeps_move = Team::roomy && actions <= 8;
+  // Whether every thread has registers for whole actions. Otherwise a warp's lanes have them, a
+  // dimension each.
+  static constexpr bool whole = Team::roomy && actions <= 8 && !Precision::tiles;
+  static constexpr bool keeps_first = whole && actions <= 6;  // W_1a
 
   DTAG_BOTH int width() const { return critic_.layout.width; }
   // The first of a thread's units within its head.
@@ -87,10 +95,6 @@ class Region {
     DTAG_UNROLLED
     for (int i = 0; i < stride; i += 4) load_four(from + i, term + i);
   }
-  DTAG_BOTH int partial() const {
-    return at_.partial + parity_ * (critic_.heads * at_.warps_per_head * (1 + actions));
-  }
-
   DTAG_BOTH void observe() {
     team_.sync_block();  // all have done with the row before
     const float* const raw = job_.observations + row_ * critic_.observation_dim;
@@ -105,6 +109,8 @@ class Region {
       float share[units];
       load<units>(critic_.first_bias + seat.first, share);
       load<units>(critic_.output + seat.first, thread.output);
+      if constexpr (keeps_first)
+        for (int a = 0; a < actions; ++a) load_first(seat, a, thread.first[a]);
       const float* const standardised = team_.shared() + at_.observation;
       const float* const weights =
           critic_.observation_weights + seat.head * dimensions * width() + in_head(seat);
@@ -136,51 +142,63 @@ class Region {
 
   // start + W_1a x for the thread's units
   DTAG_BOTH void first_layer(const float (&start)[units], const float (&x)[actions], const Seat& seat,
-                             float (&z)[units]) const {
+                             const Unit& thread, float (&z)[units]) const {
     DTAG_UNROLLED
     for (int u = 0; u < units; ++u) z[u] = start[u];
-    const float* const weights = critic_.action_weights + by_groups<actions>(seat);
     DTAG_UNROLLED
     for (int a = 0; a < actions; ++a) {
       float w[units];
-      load<units>(weights + a * group_units, w);
+      if constexpr (keeps_first)
+        for (int u = 0; u < units; ++u) w[u] = thread.first[a][u];
+      else
+        load_first(seat, a, w);
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) z[u] = fmaf(x[a], w[u], z[u]);
     }
   }
-
-  DTAG_BOTH void stand_at_base() {
-    team_.lanes([](Lane& lane, int) { lane.base = lane.action; });
+  // Of W_1a, the thread's units of a dimension.
+  DTAG_BOTH void load_first(const Seat& seat, int a, float (&into)[units]) const {
+    load<units>(critic_.action_weights + by_groups<actions>(seat) + a * group_units, into);
   }
 
   // Make the action the base: z_1 there, and its signs. With one hidden layer that is the map.
   DTAG_BOTH void look_from_base() {
-    team_.lanes([](Lane& lane, int) { lane.base = lane.action; });
     float base[actions];
-    gather(base, [](const Lane& lane) { return lane.base; });
-    if constexpr (keeps_move)
-      DTAG_UNROLLED
-      for (int a = 0; a < actions; ++a) move_[a] = 0.0f;
+    gather_action(base);
+    team_.lanes([](Lane& lane, int) { lane.base = lane.action; });
+    DTAG_UNROLLED
+    for (int a = 0; a < actions; ++a) {
+      move_[a] = 0.0f;
+      if constexpr (whole) base_[a] = base[a];
+    }
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       float share[units];
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[unit_at(u)];
-      first_layer(share, base, seat, thread.kept);
+      first_layer(share, base, seat, thread, thread.kept);
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) thread.base[u] = thread.kept[u];
-      if (critic_.hidden_layers == 1) {
+      if (!deep_) {
         for (int u = 0; u < units; ++u) thread.c[u] = thread.kept[u];
-        const float* const weights = critic_.action_weights + by_groups<actions>(seat);
         DTAG_UNROLLED
-        for (int a = 0; a < actions; ++a)
-          load<units>(weights + a * group_units, thread.m[a]);
+        for (int a = 0; a < actions; ++a) load_first(seat, a, thread.m[a]);
       }
     });
   }
 
+  // To every thread.
+  DTAG_BOTH void gather_action(float (&into)[actions]) const {
+    if constexpr (whole)
+      for (int a = 0; a < actions; ++a) into[a] = action_[a];
+    else
+      gather(into, [](const Lane& lane) { return lane.action; });
+  }
   DTAG_BOTH void gather_move() {
-    gather(move_, [](const Lane& lane) { return lane.action - lane.base; });
+    if constexpr (whole)
+      for (int a = 0; a < actions; ++a) move_[a] = action_[a] - base_[a];
+    else
+      gather(move_, [](const Lane& lane) { return lane.action - lane.base; });
   }
 
   // As if the region reached to base + move: each warp's sums of q and its gradient. Whether it does
@@ -188,7 +206,7 @@ class Region {
   DTAG_BOTH bool probe() {
     gather_move();
     team_.each([&](Unit& thread, const Seat& seat) {
-      first_layer(thread.base, move_, seat, thread.kept);
+      first_layer(thread.base, move_, seat, thread, thread.kept);
     });
     sum_up();
     return team_.any(at_.changed, [&](Unit& thread, const Seat&) {
@@ -252,7 +270,8 @@ class Region {
 #ifdef __CUDA_ARCH__
 #pragma unroll 1
 #endif
-      for (int i = 0; i < warp * units; ++i) before += bits_of(word(e, i));
+      for (int other = 0; other < warp; ++other)
+        for (int u = 0; u < units; ++u) before += bits_of(word(e, other * units + u));
       DTAG_UNROLLED
       for (int pair = 0; pair < units; pair += 2) {
         int n[2];  // in the list, or -1
@@ -271,8 +290,9 @@ class Region {
           DTAG_UNROLLED
           for (int k = part; k < part + 4 && k <= actions; ++k) {
             float by[2];
-            if (k == 0)
-              for (int i = 0; i < 2; ++i) by[i] = thread.base[pair + i];
+            if (k == 0 || keeps_first)
+              for (int i = 0; i < 2; ++i)
+                by[i] = k == 0 ? thread.base[pair + i] : thread.first[k == 0 ? 0 : k - 1][pair + i];
             else
               load<2>(critic_.action_weights + by_groups<actions>(seat) + (k - 1) * group_units +
                           unit_at(pair), by);
@@ -346,7 +366,7 @@ class Region {
   // and as soon as a row was added the one so many lots on is sent for.
   DTAG_BOTH void add_listed(int first) {
     constexpr int lot = SharedLayout::listed_together;
-    constexpr int ahead = Team::roomy && !Precision::tiles ? 2 : 1;
+    constexpr int ahead = Team::roomy && !Precision::tiles ? 3 : 1;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       const int* const listed = list_of(seat.head);
@@ -377,7 +397,10 @@ class Region {
             float term[stride];
             load_terms(terms + ((at + side) * lot + i) * stride, term);
             add_row<actions, units>(term, weights[side][i], thread.c, thread.m);
-            if (next < lots) weights[side][i].stream(beyond(rows, row[i]));
+          }
+          if (next < lots) {
+            DTAG_UNROLLED
+            for (int i = 0; i < lot; ++i) weights[side][i].stream(beyond(rows, row[i]));
           }
         }
       }
@@ -386,11 +409,11 @@ class Region {
 
   // Each warp's sums of q and its gradient at base + move, by the map.
   DTAG_BOTH void evaluate_in_region() {
-    if constexpr (!keeps_move) gather_move();
+    if constexpr (!whole) gather_move();
     sum_up();
   }
   DTAG_BOTH void sum_up() {
-    team_.reduce(partial(), at_.warps_per_head,
+    team_.reduce(sums_,
                  [&](const Unit& thread, const Seat&, float (&sum)[1 + actions]) {
                    evaluate_units<actions, units>(thread.c, thread.m, move_, thread.output,
                                                   critic_.negative_slope, sum);
@@ -402,8 +425,11 @@ class Region {
   const PackedCritic& critic_;
   const SharedLayout& at_;
   int64_t row_ = 0;
-  int parity_ = 0;       // which partial sums are the last
+  bool deep_;            // two hidden layers
+  int sums_;             // where in shared memory the last sums of warps are
+  int both_sums_;        // there, and where those before are, together
   float move_[actions];  // action - base
+  float action_[whole ? actions : 1], base_[whole ? actions : 1];
 };
 
 }  // namespace dtag::cuda

@@ -13,8 +13,8 @@
 //   vote(to, words, f)  bit by unit: f(thread, u) of the threads' units, to the words at `to`
 //                       of every block's shared memory, `words` a head: word `units` * warp + u has
 //                       the lanes' bits
-//   reduce(to, warps, f)  f(thread, seat, values) gives 1 + actions values; a warp's sums to `to` of
-//                       every block's shared memory, `warps` a head
+//   reduce(to, f)       f(thread, seat, values) gives 1 + actions values; a warp's sums to `to` of
+//                       every block's shared memory, term_stride(actions) a warp
 //   warps<State>(f)     f(warp, head, first unit) by every warp: warp.each(g) is g(state, lane) by its
 //                       lanes, warp.multiply(a, b) adds to every lane's d the product of a tile
 //   lanes(f)            f(lane, index) by the 32 lanes, in every warp alike
@@ -97,6 +97,7 @@ template <int actions, int units>
 struct Thread {
   float c[units];           // z_2 = c + M d
   float m[actions][units];
+  float first[actions][units];  // W_1a, where there are registers for it
   float output[units];      // w
   float base[units];        // z_1 at the base of the region
   float kept[units];        // z_1 where signs were last looked at; the full network's slopes

@@ -10,16 +10,21 @@ namespace dtag::cuda {
 namespace {
 
 // Left to itself the compiler spills registers of some kernels so that more blocks fit.
-constexpr int least_blocks(int blocks, bool tiles) { return tiles && blocks > 1 ? 1 : 0; }
+constexpr int least_blocks(int blocks) { return blocks > 1 ? 1 : 0; }
+
+// Where a block has four rows, or one of very many threads, a thread has few registers.
+DTAG_BOTH constexpr bool is_roomy(int together, int threads) {
+  return together == 1 && threads <= most_threads;
+}
 
 template <int actions, int together, int blocks, int threads, typename Precision>
-__global__ void __launch_bounds__(threads, least_blocks(blocks, Precision::tiles))
+__global__ void __launch_bounds__(threads, least_blocks(blocks))
     walk_kernel(const __grid_constant__ Job job) {
 #if !DTAG_CLUSTERS
   if constexpr (blocks > 1) return;
 #endif
   extern __shared__ __align__(16) float shared[];
-  DeviceBlock<actions, together, blocks, Precision> block(job, shared);
+  DeviceBlock<actions, together, blocks, is_roomy(together, threads), Precision> block(job, shared);
   refine_rows<actions, together, Precision>(block, job);
 }
 

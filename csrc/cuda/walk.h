@@ -39,9 +39,8 @@ class Walk : public FullNetwork<actions, Precision, Team> {
     const Settings& settings = job_.settings;
     team_.lanes([&](Lane& lane, int k) {
       lane.bias = k < critic_.heads ? critic_.output_bias[k] : 0.0f;
-      const bool boxed = settings.boxed && k < critic_.action_dim;
-      lane.low = boxed ? settings.low[k] : minus_infinity();
-      lane.high = boxed ? settings.high[k] : -minus_infinity();
+      lane.low = settings.low[k];
+      lane.high = settings.high[k];
     });
     finite_ = *critic_.finite != 0;
     walks_ = !job_.dense && finite_;
@@ -53,7 +52,7 @@ class Walk : public FullNetwork<actions, Precision, Team> {
       for (int e = 0; e < 2; ++e) bias_[e] = critic_.output_bias[e];
     build_cost_ = -1.0f;
     set_out(0);
-    if (!together || !walks_ || critic_.hidden_layers == 1) return;
+    if (!together || !walks_ || !deep_) return;
     place(false);
     begin_map();
     list(true, 0, no_more);
@@ -75,22 +74,26 @@ class Walk : public FullNetwork<actions, Precision, Team> {
  private:
   static constexpr int usual_warps = 256 / (Team::units * warp_size);
 
+  using Base::action_;
   using Base::at_;
   using Base::begin_map;
   using Base::bring_map;
+  using Base::both_sums_;
   using Base::critic_;
+  using Base::deep_;
   using Base::evaluate_full;
   using Base::evaluate_in_region;
   using Base::job_;
   using Base::list;
+  using Base::load_terms;
   using Base::look_from_base;
   using Base::mark;
   using Base::no_more;
   using Base::observe;
-  using Base::parity_;
-  using Base::partial;
   using Base::probe;
   using Base::row_;
+  using Base::stride;
+  using Base::sums_;
   using Base::team_;
 
   // ---- the row ----
@@ -104,6 +107,13 @@ class Walk : public FullNetwork<actions, Precision, Team> {
       lane.initial = lane.action = lane.best = x;
       lane.first = lane.second = 0.0f;
     });
+    spread_action();
+  }
+
+  // From the lanes to every thread, if they have it whole.
+  DTAG_BOTH void spread_action() {
+    if constexpr (Base::whole)
+      this->gather(action_, [](const Lane& lane) { return lane.action; });
   }
 
   // ---- regions ----
@@ -114,7 +124,7 @@ class Walk : public FullNetwork<actions, Precision, Team> {
     look_from_base();
     corrections_ = 0;
     lost_ = 0.0f;
-    if (critic_.hidden_layers == 2) {
+    if (deep_) {
       if (marked) team_.sync();
       const int built = mark(true);
       if (placed()) return;
@@ -135,15 +145,15 @@ class Walk : public FullNetwork<actions, Precision, Team> {
 
   // Each warp's sums of q and its gradient at the action, seen by all.
   DTAG_BOTH void evaluate_sums(bool entering) {
-    parity_ = 1 - parity_;
+    sums_ = both_sums_ - sums_;  // the others, which nobody reads any more
     full_ = !walks_;
     if (walks_) {
       if (placed() && !built_) {
-        if (!probe() || critic_.hidden_layers == 1) return;
+        if (!probe() || !deep_) return;
         follow(entering);
       } else if (!built_) {
         place(false);
-        if (critic_.hidden_layers == 2) bring_map(true);
+        if (deep_) bring_map(true);
       }
       built_ = false;
     }
@@ -200,14 +210,14 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   DTAG_BOTH float summed(int e, int i) const {
     constexpr int joined = units_per_thread(actions) / Team::units;
     const float* const sums =
-        team_.shared() + partial() + e * at_.warps_per_head * (1 + actions) + i;
+        team_.shared() + sums_ + e * at_.warps_per_head * stride + i;
     float sum = 0.0f;
 #ifdef __CUDA_ARCH__
 #pragma unroll 2
 #endif
     for (int warp = 0; warp < at_.warps_per_head; warp += joined) {
-      float part = sums[warp * (1 + actions)];
-      if constexpr (joined == 2) part += sums[(warp + 1) * (1 + actions)];
+      float part = sums[warp * stride];
+      if constexpr (joined == 2) part += sums[(warp + 1) * stride];
       sum = warp == 0 ? part : sum + part;
     }
     return sum;
@@ -229,9 +239,17 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   DTAG_BOTH void climb() {
     step_ = best_step_ = 0;
     best_q_ = minus_infinity();
+    if constexpr (Base::whole)
+      for (int a = 0; a < actions; ++a) best_[a] = action_[a];
     do
       evaluate_sums(step_ == 0);
     while (usual_ ? step_usually() : step());
+    if constexpr (Base::whole)
+      team_.lanes([&](Lane& lane, int k) {
+        DTAG_UNROLLED
+        for (int a = 0; a < actions; ++a)
+          if (a == k) lane.action = action_[a], lane.best = best_[a];
+      });
   }
 
   // See what the sums make of the action and take a step from it; false if that was the last.
@@ -243,29 +261,67 @@ class Walk : public FullNetwork<actions, Precision, Team> {
 
   // The same for plain gradient steps with the lower of two heads of 256 units.
   DTAG_BOTH bool step_usually() {
-    const float* const sums = team_.shared() + partial();
-    const auto summed_usually = [&](int e, int i) {
-      const float* const of = sums + e * usual_warps * (1 + actions) + i;
-      float part[2] = {of[0], of[usual_warps / 2 * (1 + actions)]};
-      if constexpr (usual_warps == 4)
-        for (int half = 0; half < 2; ++half) part[half] += of[(half * 2 + 1) * (1 + actions)];
-      return part[0] + part[1];
-    };
-    float q[2];
-    for (int e = 0; e < 2; ++e) q[e] = summed_usually(e, 0) + bias_[e];
-    const bool second = q[1] < q[0] || (q[1] != q[1] && q[0] == q[0]);
-    combined_.q = second ? q[1] : q[0];
-    failed_ = !is_finite(q[0]) || !is_finite(q[1]);
-    keep_better(combined_.q);
-    if (step_ >= job_.settings.steps || failed_) return false;
-    team_.lanes([&](Lane& lane, int k) {
-      const int i = k < actions ? 1 + k : 0;
-      // Both are read, so that it does not have to be known before which of them counts.
-      const float gradient[2] = {summed_usually(0, i), summed_usually(1, i)};
-      lane.gradient = k >= critic_.action_dim ? 0.0f : second ? gradient[1] : gradient[0];
-      lane.proposal = lane.action + job_.settings.step_size * lane.gradient;
-    });
-    return accept();
+    const float* const sums = team_.shared() + sums_;
+    if constexpr (Base::whole) {
+      float of[2][stride];
+      DTAG_UNROLLED
+      for (int e = 0; e < 2; ++e) {
+        float part[usual_warps][stride];
+        DTAG_UNROLLED
+        for (int warp = 0; warp < usual_warps; ++warp)
+          load_terms(sums + (e * usual_warps + warp) * stride, part[warp]);
+        DTAG_UNROLLED
+        for (int i = 0; i <= actions; ++i)
+          of[e][i] = sum_of_warps([&](int warp) { return part[warp][i]; });
+      }
+      const bool second = lower_of(of[0][0] + bias_[0], of[1][0] + bias_[1]);
+      keep_better(combined_.q);
+      if (step_ >= job_.settings.steps || failed_) return false;
+      float zero = 0.0f;  // or NaN
+      float proposal[actions];
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a) {
+        const float gradient = second ? of[1][1 + a] : of[0][1 + a];
+        proposal[a] = into_box(job_.settings.low[a], job_.settings.high[a],
+                               action_[a] + job_.settings.step_size * gradient);
+        zero = fmaf(gradient, 0.0f, fmaf(proposal[a], 0.0f, zero));
+      }
+      failed_ = zero != 0.0f;
+      if (failed_) return false;
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a) action_[a] = proposal[a];
+      ++step_;
+      return true;
+    } else {
+      const auto summed_usually = [&](int e, int i) {
+        return sum_of_warps(
+            [&](int warp) { return sums[(e * usual_warps + warp) * stride + i]; });
+      };
+      const bool second =
+          lower_of(summed_usually(0, 0) + bias_[0], summed_usually(1, 0) + bias_[1]);
+      keep_better(combined_.q);
+      if (step_ >= job_.settings.steps || failed_) return false;
+      team_.lanes([&](Lane& lane, int k) {
+        const int i = k < actions ? 1 + k : 0;
+        // Both are read, so that it does not have to be known before which of them counts.
+        const float gradient[2] = {summed_usually(0, i), summed_usually(1, i)};
+        lane.gradient = k >= critic_.action_dim ? 0.0f : second ? gradient[1] : gradient[0];
+        lane.proposal = lane.action + job_.settings.step_size * lane.gradient;
+      });
+      return accept();
+    }
+  }
+  template <typename Of>
+  DTAG_BOTH static float sum_of_warps(Of of) {
+    if constexpr (usual_warps == 4) return (of(0) + of(1)) + (of(2) + of(3));
+    return of(0) + of(1);
+  }
+  // Whether of two heads' values the second counts; q is set, and whether both are finite.
+  DTAG_BOTH bool lower_of(float first, float second) {
+    const bool is_second = second < first || (second != second && first == first);
+    combined_.q = is_second ? second : first;
+    failed_ = !is_finite(first) || !is_finite(second);
+    return is_second;
   }
 
   DTAG_BOTH void keep_better(float q) {
@@ -273,7 +329,10 @@ class Walk : public FullNetwork<actions, Precision, Team> {
     if (!is_finite(q) || !(q > best_q_)) return;
     best_q_ = q;
     best_step_ = step_;
-    team_.lanes([&](Lane& lane, int) { lane.best = lane.action; });
+    if constexpr (Base::whole)
+      for (int a = 0; a < actions; ++a) best_[a] = action_[a];
+    else
+      team_.lanes([&](Lane& lane, int) { lane.best = lane.action; });
   }
 
   // Take a step; false, and nothing changes, if the gradient or the next candidate is not finite.
@@ -326,6 +385,7 @@ class Walk : public FullNetwork<actions, Precision, Team> {
       return false;
     }
     team_.lanes([](Lane& lane, int) { lane.action = lane.proposal; });
+    spread_action();
     ++step_;
     return true;
   }
@@ -382,6 +442,7 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   bool finite_ = false;  // all weights and biases
   bool usual_ = false;   // what step_usually() is for
   float bias_[2] = {};   // of its heads
+  float best_[Base::whole ? actions : 1] = {};  // the best candidate of this starting point
   bool built_ = false;   // the first map was built with other rows'
   int corrections_ = 0;  // since the regions were placed
   float build_cost_ = -1.0f;  // negative: there are no regions

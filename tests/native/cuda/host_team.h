@@ -138,15 +138,14 @@ class HostTeam {
   }
 
   template <typename F>
-  void reduce(int to, int warps_per_head, F f) {
+  void reduce(int to, F f) {
     by_heads(count() / warp_size, [&](int warp) {
-      const int first = warp * warp_size, e = first / threads_per_head_;
+      const int first = warp * warp_size;
       float values[warp_size][1 + actions];
       for (int lane = 0; lane < warp_size; ++lane)
         f(units_[first + lane], seat(first + lane), values[lane]);
-      const int own = e * warps_per_head + first % threads_per_head_ / warp_size;
       for (int i = 0; i <= actions; ++i)
-        push(to + own * (1 + actions) + i, tree_sum([&](int lane) { return values[lane][i]; }));
+        push(to + warp * term_stride(actions) + i, tree_sum([&](int lane) { return values[lane][i]; }));
     });
   }
 

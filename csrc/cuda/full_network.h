@@ -4,15 +4,15 @@
 
 #include "job.h"
 #include "memory.h"
-#include "region.h"
+#include "listed.h"
 #include "step.h"
 
 namespace dtag::cuda {
 
 template <int actions, typename Precision, typename Team>
-class FullNetwork : public Region<actions, Precision, Team> {
+class FullNetwork : public Listed<actions, Precision, Team> {
  public:
-  using Base = Region<actions, Precision, Team>;
+  using Base = Listed<actions, Precision, Team>;
   using Base::Base;
   using typename Base::Unit;
   using typename Base::Weight;

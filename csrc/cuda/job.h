@@ -194,8 +194,8 @@ struct SharedLayout {
 
 // Rows that are built together read W_2^T by way of shared memory, `staged_rows` of every head at a
 // time; so many times are under way or in use: [stages, E, staged_rows, P] weights.
-constexpr int staged_rows = 8;
-constexpr int stages = 3;
+constexpr int staged_rows = 16;
+constexpr int stages = 2;
 inline size_t staged_bytes(const PackedCritic& critic, int rows_of_block) {
   const size_t weight = critic.precision == Precision::bf16 ? 2 : 4;
   return rows_of_block == 1 ? 0

@@ -49,7 +49,14 @@ struct Weights<float, units> {
   // From shared memory.
   DTAG_BOTH void take(const float* from) {
     DTAG_UNROLLED
-    for (int i = 0; i < units; ++i) numbers[i] = from[unit_at(i)];
+    for (int i = 0; i < units; i += 2) {
+#ifdef __CUDA_ARCH__
+      const float2 v = *reinterpret_cast<const float2*>(from + unit_at(i));
+      numbers[i] = v.x, numbers[i + 1] = v.y;
+#else
+      numbers[i] = from[unit_at(i)], numbers[i + 1] = from[unit_at(i) + 1];
+#endif
+    }
   }
 
   DTAG_BOTH float operator[](int u) const { return numbers[u]; }

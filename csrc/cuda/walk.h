@@ -4,15 +4,15 @@
 //
 //   place     z_1, c = z_2 and M = dz_2/da at the base: active rows of W_2^T, each added to 1 + A
 //             vectors that stay in registers
-//   follow    the signs of z_1 at base + d, and a correction of c and M for each that changed
-//   evaluate  q and its gradient of every head: 1 + A sums over the units, one reduction
-//   climb     ensemble, update, projection and selection, in lanes
+//   probe     the signs of z_1 at base + d and, as if none had changed, q and its gradient of every
+//             head: 1 + A sums over the units, one reduction, one wait
+//   follow    where signs have changed, a correction of c and M for each, and the sums once more
+//   climb     ensemble, update, projection and selection
 //
-// A step whose corrections would cost more than the full network is taken by that, and a row that
-// meets a number that is not finite is done again by the full network alone, as ../simd/walk.h does.
+// A row that meets a number that is not finite is done again by the full network alone.
 #pragma once
 
-#include "full_network.h"
+#include "following.h"
 #include "job.h"
 #include "step.h"
 #include "team.h"
@@ -20,9 +20,9 @@
 namespace dtag::cuda {
 
 template <int actions, typename Precision, typename Team>
-class Walk : public FullNetwork<actions, Precision, Team> {
+class Walk : public Following<actions, Precision, Team> {
  public:
-  using Base = FullNetwork<actions, Precision, Team>;
+  using Base = Following<actions, Precision, Team>;
   using Base::Base;
 
   // Take a row: its observation's share of z_1. Where rows are built together, list those of W_2^T
@@ -77,24 +77,23 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   using Base::action_;
   using Base::at_;
   using Base::begin_map;
-  using Base::bring_map;
-  using Base::both_sums_;
+  using Base::build_cost_;
+  using Base::built_;
   using Base::critic_;
   using Base::deep_;
-  using Base::evaluate_full;
-  using Base::evaluate_in_region;
+  using Base::evaluate_sums;
+  using Base::full_;
   using Base::job_;
   using Base::list;
   using Base::load_terms;
-  using Base::look_from_base;
-  using Base::mark;
   using Base::no_more;
   using Base::observe;
-  using Base::probe;
+  using Base::place;
   using Base::row_;
   using Base::stride;
   using Base::sums_;
   using Base::team_;
+  using Base::walks_;
 
   // ---- the row ----
 
@@ -114,81 +113,6 @@ class Walk : public FullNetwork<actions, Precision, Team> {
   DTAG_BOTH void spread_action() {
     if constexpr (Base::whole)
       this->gather(action_, [](const Lane& lane) { return lane.action; });
-  }
-
-  // ---- regions ----
-
-  // Place the regions around the action: all but the map. What that costs, and so how patient to be,
-  // is counted the first time. marked: whether others may still be reading what was marked before.
-  DTAG_BOTH void place(bool marked) {
-    look_from_base();
-    corrections_ = 0;
-    lost_ = 0.0f;
-    if (deep_) {
-      if (marked) team_.sync();
-      const int built = mark(true);
-      if (placed()) return;
-      build_cost_ = row_cost(1 + actions) * static_cast<float>(built);
-      patience_ = build_cost_;
-    } else {
-      build_cost_ = 0.0f;
-    }
-  }
-
-  DTAG_BOTH bool placed() const { return build_cost_ >= 0.0f; }
-
-  // Of a step by the full network: its rows forwards and backwards.
-  DTAG_BOTH float full_cost() const {
-    return row_cost(1) *
-           static_cast<float>(critic_.heads * (critic_.first_units + critic_.top_units));
-  }
-
-  // Each warp's sums of q and its gradient at the action, seen by all.
-  DTAG_BOTH void evaluate_sums(bool entering) {
-    sums_ = both_sums_ - sums_;  // the others, which nobody reads any more
-    full_ = !walks_;
-    if (walks_) {
-      if (placed() && !built_) {
-        if (!probe() || !deep_) return;
-        follow(entering);
-      } else if (!built_) {
-        place(false);
-        if (deep_) bring_map(true);
-      }
-      built_ = false;
-    }
-    if (full_)
-      evaluate_full();
-    else
-      evaluate_in_region();
-    team_.sync();
-  }
-
-  // Signs have changed: bring the regions to the action, or decide to do without them there.
-  DTAG_BOTH void follow(bool entering) {
-    const int changes = mark(false);
-    const float cost = row_cost(1 + actions) * static_cast<float>(changes);
-    bool places;
-    if (cost >= fminf(build_cost_, full_cost())) {
-      places = entering || build_cost_ <= full_cost();
-      if (!places && lost_ < patience_) {
-        lost_ += full_cost();
-        full_ = true;
-        add_to(job_.result.dense_steps, 1);
-        return;
-      }
-      if (!places) patience_ *= 2.0f;
-      places = true;
-    } else {
-      corrections_ += changes;
-      // Each correction rounds: after so many that building costs little beside them, build.
-      places = corrections_ > critic_.heads * critic_.first_units;
-    }
-    if (places)
-      place(true);
-    else
-      add_to(job_.result.flips, changes);
-    bring_map(places);
   }
 
   // ---- values ----
@@ -429,24 +353,13 @@ class Walk : public FullNetwork<actions, Precision, Team> {
       job_.result.dense_steps[row_] = full_steps;
     });
   }
-  DTAG_BOTH void add_to(int64_t* counts, int count) {
-    team_.once([&](const Lane&, int k) {
-      if (k == 0) add(counts + row_, count);
-    });
-  }
 
   bool taken_ = false;
-  bool walks_ = false;   // or the full network takes every step
   bool failed_ = false;  // a number was not finite: what the walk found is not to be used
-  bool full_ = false;    // the full network takes this step
   bool finite_ = false;  // all weights and biases
   bool usual_ = false;   // what step_usually() is for
   float bias_[2] = {};   // of its heads
   float best_[Base::whole ? actions : 1] = {};  // the best candidate of this starting point
-  bool built_ = false;   // the first map was built with other rows'
-  int corrections_ = 0;  // since the regions were placed
-  float build_cost_ = -1.0f;  // negative: there are no regions
-  float patience_ = 0.0f, lost_ = 0.0f;
   Combined combined_;    // at the action
   int step_ = 0, best_step_ = 0;
   float best_q_ = 0.0f, q_initial_ = 0.0f;

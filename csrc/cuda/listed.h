@@ -1,0 +1,251 @@
+// The rows of W_2^T that make or change a region's map (region.h): they are listed in shared memory, with
+// the coefficients by which they are added to c and M, and the list is added up.
+#pragma once
+
+#include "job.h"
+#include "memory.h"
+#include "region.h"
+#include "step.h"
+#include "team.h"
+#include "tiles.h"
+
+namespace dtag::cuda {
+
+template <int actions, typename Precision, typename Team>
+class Listed : public Region<actions, Precision, Team> {
+ public:
+  using Base = Region<actions, Precision, Team>;
+  using Base::Base;
+  using typename Base::Unit;
+  using typename Base::Weight;
+  static constexpr int units = Base::units;
+  static constexpr int stride = Base::stride;
+
+  // Add those of the listed rows that are in part `part` of W_2^T, which lies in shared memory:
+  // staged [E, staged_rows, P].
+  DTAG_BOTH void add_staged(const Weight* staged, int part) {
+    const int first = part * staged_rows * row_bytes(), end = first + staged_rows * row_bytes();
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      const int* const listed = list_of(seat.head);
+      const float* const terms = terms_of(seat.head);
+      const Weight* const rows = staged + seat.head * staged_rows * width() + in_head(seat);
+      int n = thread.next, row = listed[n];
+      for (int at = n * stride; row < end; at += stride) {
+        Weights<Weight, units> weights;
+        weights.take(beyond(rows, row - first));
+        float term[stride];
+        load_terms(terms + at, term);
+        row = listed[++n];
+        add_row<actions, units>(term, weights, thread.c, thread.m);
+      }
+      thread.next = n;
+    });
+  }
+
+ protected:
+  using Base::at_;
+  using Base::critic_;
+  using Base::in_head;
+  using Base::keeps_first;
+  using Base::load_first;
+  using Base::signs_of;
+  using Base::team_;
+  using Base::width;
+  using Base::word;
+
+  static constexpr int no_more = 0x7fffffff;  // beyond every row
+  static constexpr int lot = SharedLayout::listed_together;
+
+  DTAG_BOTH int* list_of(int e) const {
+    return reinterpret_cast<int*>(team_.shared()) + at_.listed +
+           e * (at_.capacity + SharedLayout::listed_together);
+  }
+  DTAG_BOTH float* terms_of(int e) const {
+    return team_.shared() + at_.terms + e * at_.capacity * stride;
+  }
+  DTAG_BOTH int row_bytes() const { return width() * static_cast<int>(sizeof(Weight)); }
+  // By an offset of a list. Not negative, which takes fewer instructions to add.
+  template <typename Number>
+  DTAG_BOTH static const Number* beyond(const Number* rows, int bytes) {
+    return reinterpret_cast<const Number*>(reinterpret_cast<const char*>(rows) +
+                                           static_cast<uint32_t>(bytes));
+  }
+  DTAG_BOTH static void load_terms(const float* from, float (&term)[stride]) {
+    DTAG_UNROLLED
+    for (int i = 0; i < stride; i += 4) load_four(from + i, term + i);
+  }
+  // Of the marked units of a head, from the one of index `first` on, how many there are in a list.
+  DTAG_BOTH int count_listed(int e, int first) const {
+    const int left =
+        team_.count_bits(at_.words_per_head, [&](int i) { return word(e, i); }) - first;
+    return left < 0 ? 0 : left < at_.capacity ? left : at_.capacity;
+  }
+
+  // List the marked units, from the one of index `first` on: their rows and coefficients. Behind them
+  // the list is filled up, to listed_together, with row `filler`, which counts for nothing. The signs
+  // are the region's from then on.
+  DTAG_BOTH void list(bool from_nothing, int first, int filler) {
+    const float slope = critic_.negative_slope;
+    const float on = from_nothing ? 1.0f : 1.0f - slope, off = from_nothing ? slope : slope - 1.0f;
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      constexpr int together = SharedLayout::listed_together;
+      const int e = seat.head, t = seat.thread;
+      const int warp = t / warp_size, lane = t % warp_size;
+      uint32_t words[units], mine = 0;
+      for (int u = 0; u < units; ++u) {
+        words[u] = word(e, warp * units + u);
+        mine |= words[u] >> lane & 1;
+      }
+      thread.signs = signs_of(thread);
+      const int count = count_listed(e, first);
+      if (t < together) {
+        list_of(e)[count + t] = filler;
+        if (count + t < (count + together - 1) / together * together)
+          for (int i = 0; i < stride; ++i) terms_of(e)[(count + t) * stride + i] = 0.0f;
+      }
+      if (mine == 0) return;
+      int before = -first;
+#ifdef __CUDA_ARCH__
+#pragma unroll 1
+#endif
+      for (int other = 0; other < warp; ++other)
+        for (int u = 0; u < units; ++u) before += bits_of(word(e, other * units + u));
+      DTAG_UNROLLED
+      for (int pair = 0; pair < units; pair += 2) {
+        int n[2];  // in the list, or -1
+        float change[2];
+        DTAG_UNROLLED
+        for (int i = 0; i < 2; ++i) {
+          const int u = pair + i;
+          n[i] = before + count_before<units>(words, lane, u);
+          if ((words[u] >> lane & 1) == 0 || n[i] >= at_.capacity) n[i] = -1;
+          change[i] = is_active(thread.kept[u]) ? on : off;
+          if (n[i] >= 0) list_of(e)[n[i]] = (in_head(seat) + unit_at(u)) * row_bytes();
+        }
+        DTAG_UNROLLED
+        for (int part = 0; part < stride; part += 4) {  // few at a time, of which there are registers
+          float term[2][4] = {};
+          DTAG_UNROLLED
+          for (int k = part; k < part + 4 && k <= actions; ++k) {
+            float by[2];
+            if (k == 0 || keeps_first)
+              for (int i = 0; i < 2; ++i)
+                by[i] = k == 0 ? thread.base[pair + i] : thread.first[k == 0 ? 0 : k - 1][pair + i];
+            else
+              load<2>(critic_.action_weights + this->template by_groups<actions>(seat) + (k - 1) * group_units +
+                          unit_at(pair), by);
+            for (int i = 0; i < 2; ++i) term[i][k - part] = change[i] * by[i];
+          }
+          for (int i = 0; i < 2; ++i)
+            if (n[i] >= 0) store_four(terms_of(e) + n[i] * stride + part, term[i]);
+        }
+      }
+    });
+  }
+
+  // c and M before any row is added.
+  DTAG_BOTH void begin_map() {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      load<units>(critic_.second_bias + seat.first, thread.c);
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a)
+        DTAG_UNROLLED
+        for (int u = 0; u < units; ++u) thread.m[a][u] = 0.0f;
+      thread.next = 0;
+    });
+  }
+
+  // Bring c and M to the signs of the region, by what is marked.
+  DTAG_BOTH void bring_map(bool from_nothing) {
+    if (from_nothing && !Precision::tiles) begin_map();
+    for (int first = 0; first < width(); first += at_.capacity) {
+      if (first > 0) team_.sync_block();
+      list(from_nothing, first, 0);
+      team_.sync_block();
+      if constexpr (Precision::tiles)
+        if (from_nothing) {
+          build_by_tiles();
+          continue;
+        }
+      add_listed(first);
+    }
+  }
+
+  // Build the map by tensor cores. They take all that is marked at once: where there are kernels for
+  // them the list has room for it.
+  DTAG_BOTH void build_by_tiles() {
+    multiply_by_tiles<1 + actions>(
+        team_, [&](int e) { return count_listed(e, 0); },
+        [&](int e, int n) {
+          return beyond(static_cast<const float*>(critic_.transposed) + e * width() * width(),
+                        list_of(e)[n]);
+        },
+        [&](int e, int n, int column) { return terms_of(e)[n * stride + column]; },
+        [&](int e, int unit, int column, float sum) {
+          const int group = e * (width() / group_units) + unit / group_units;
+          const int to = (group * (1 + actions) + column) * group_units + unit % group_units;
+          team_.shared()[at_.map + to] = sum;
+        });
+    team_.sync_block();
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      float bias[units];
+      load<units>(critic_.second_bias + seat.first, bias);
+      const float* const from = team_.shared() + at_.map + this->template by_groups<1 + actions>(seat);
+      for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)] + bias[u];
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a)
+        for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * group_units + unit_at(u)];
+    });
+  }
+
+  // Add the listed rows. A row takes hundreds of cycles to come: `ahead` lots of them are under way,
+  // and as soon as a row was added the one so many lots on is sent for.
+  DTAG_BOTH void add_listed(int first) {
+    constexpr int lot = SharedLayout::listed_together;
+    constexpr int ahead = Team::roomy && !Precision::tiles ? 3 : 1;
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      const int* const listed = list_of(seat.head);
+      const float* const terms = terms_of(seat.head);
+      const Weight* const rows = static_cast<const Weight*>(critic_.transposed) +
+                                 seat.head * width() * width() + in_head(seat);
+      const int lots = (count_listed(seat.head, first) + lot - 1) / lot;
+      Weights<Weight, units> weights[ahead][lot];
+      DTAG_UNROLLED
+      for (int side = 0; side < ahead; ++side) {
+        int row[lot];
+        if (side < lots) load_four(listed + side * lot, row);
+        DTAG_UNROLLED
+        for (int i = 0; i < lot; ++i) {
+          weights[side][i] = {};  // else what was there before takes registers until then
+          if (side < lots) weights[side][i].stream(beyond(rows, row[i]));
+        }
+      }
+      for (int at = 0; at < lots; at += ahead) {
+        DTAG_UNROLLED
+        for (int side = 0; side < ahead; ++side) {
+          if (at + side >= lots) break;
+          const int next = at + side + ahead;
+          int row[lot];
+          if (next < lots) load_four(listed + next * lot, row);
+          DTAG_UNROLLED
+          for (int i = 0; i < lot; ++i) {
+            float term[stride];
+            load_terms(terms + ((at + side) * lot + i) * stride, term);
+            add_row<actions, units>(term, weights[side][i], thread.c, thread.m);
+          }
+          if (next < lots) {
+            DTAG_UNROLLED
+            for (int i = 0; i < lot; ++i) weights[side][i].stream(beyond(rows, row[i]));
+          }
+        }
+      }
+    });
+  }
+};
+
+}  // namespace dtag::cuda

@@ -159,7 +159,7 @@ struct SharedLayout {
   int share;        // [E, P], W_1s s + b_1
   int sums;         // [2, E, warps, term_stride(actions)], sums of a warp: q, then the gradient
   int words;        // [E, words], a bit for each unit that changes: Team::vote
-  int changed;      // [2], whether a block of the cluster has such units
+  int changed;      // [2, 2], whether a block of the cluster has such units, beside each of the sums
   int capacity;     // of the lists that follow: how many rows of W_2^T
   int listed;       // [E, capacity + 4], integers: where the rows lie in the head's, in bytes
   int terms;        // [E, capacity, term_stride(actions)], their 1 + A coefficients
@@ -181,7 +181,7 @@ struct SharedLayout {
     sums = share + all;
     words = sums + 2 * heads * warps_per_head * stride;
     changed = words + heads * words_per_head;
-    listed = (changed + 2 + 3) / 4 * 4;
+    listed = (changed + 4 + 3) / 4 * 4;
     terms = listed + heads * (capacity + listed_together);
     // The full network is done with these before a list is made, and begins after it was used.
     hidden = terms;

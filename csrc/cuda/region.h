@@ -167,7 +167,9 @@ class Region {
       first_layer(thread.base, move_, seat, thread, thread.kept);
     });
     sum_up();
-    return team_.any(at_.changed, [&](Unit& thread, const Seat&) {
+    // As the sums: the other block may still read what it was told a step ago.
+    const int changed = at_.changed + (sums_ == at_.sums ? 0 : 2);
+    return team_.any(changed, [&](Unit& thread, const Seat&) {
       return signs_of(thread) != thread.signs;
     });
   }

@@ -24,6 +24,7 @@ class FullNetwork : public Listed<actions, Precision, Team> {
   using Base::deep_;
   using Base::first_layer;
   using Base::gather_action;
+  using Base::get_output;
   using Base::in_head;
   using Base::load_first;
   using Base::sums_;
@@ -70,14 +71,15 @@ class FullNetwork : public Listed<actions, Precision, Team> {
     if (two) {
       team_.each([&](Unit& thread, const Seat& here) {
         const Seat seat = anew(here);
-        float z[units];
+        float z[units], output[units];
         load<units>(critic_.second_bias + seat.first, z);
+        get_output(thread, seat, output);
         full_product(critic_.transposed, seat.head * width(), critic_.first_units,
                      team_.shared() + at_.hidden + seat.head * width(), seat, z);
         for (int u = 0; u < units; ++u) {
           const bool real = in_head(seat) + unit_at(u) < critic_.top_units;
           own(at_.slope, seat)[unit_at(u)] =
-              real ? thread.output[u] * slope_at(z[u], negative_slope) : 0.0f;
+              real ? output[u] * slope_at(z[u], negative_slope) : 0.0f;
           thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
         }
       });
@@ -86,14 +88,15 @@ class FullNetwork : public Listed<actions, Precision, Team> {
     team_.reduce(sums_, [&](const Unit& thread, const Seat& here,
                                                    float (&sum)[1 + actions]) {
       const Seat seat = anew(here);
-      float back[units], slope[units], top[units];
-      for (int u = 0; u < units; ++u) back[u] = two ? 0.0f : thread.output[u];
+      float back[units], output[units], slope[units], top[units];
+      get_output(thread, seat, output);
+      for (int u = 0; u < units; ++u) back[u] = two ? 0.0f : output[u];
       if (two)
         full_product(critic_.weight, seat.head * critic_.top_units, critic_.top_units,
                      team_.shared() + at_.slope + seat.head * width(), seat, back);
       for (int u = 0; u < units; ++u) {
         const int k = in_head(seat) + unit_at(u);
-        top[u] = k < critic_.top_units ? thread.output[u] : 0.0f;
+        top[u] = k < critic_.top_units ? output[u] : 0.0f;
         slope[u] = k < critic_.first_units ? back[u] * thread.kept[u] : 0.0f;
       }
       sum[0] = sum_pairs<units>([&](int u) { return top[u]; },

@@ -66,7 +66,7 @@ class Region {
       const int dimensions = critic_.observation_dim;
       float share[units];
       load<units>(critic_.first_bias + seat.first, share);
-      load<units>(critic_.output + seat.first, thread.output);
+      if constexpr (Team::roomy) load<units>(critic_.output + seat.first, thread.output);
       if constexpr (keeps_first)
         for (int a = 0; a < actions; ++a) load_first(seat, a, thread.first[a]);
       const float* const standardised = team_.shared() + at_.observation;
@@ -113,6 +113,13 @@ class Region {
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) z[u] = fmaf(x[a], w[u], z[u]);
     }
+  }
+  // w, of the thread's units.
+  DTAG_BOTH void get_output(const Unit& thread, const Seat& seat, float (&into)[units]) const {
+    if constexpr (Team::roomy)
+      for (int u = 0; u < units; ++u) into[u] = thread.output[u];
+    else
+      load<units>(critic_.output + seat.first, into);
   }
   // Of W_1a, the thread's units of a dimension.
   DTAG_BOTH void load_first(const Seat& seat, int a, float (&into)[units]) const {
@@ -202,8 +209,10 @@ class Region {
   }
   DTAG_BOTH void sum_up() {
     team_.reduce(sums_,
-                 [&](const Unit& thread, const Seat&, float (&sum)[1 + actions]) {
-                   evaluate_units<actions, units>(thread.c, thread.m, move_, thread.output,
+                 [&](const Unit& thread, const Seat& seat, float (&sum)[1 + actions]) {
+                   float output[units];
+                   get_output(thread, seat, output);
+                   evaluate_units<actions, units>(thread.c, thread.m, move_, output,
                                                   critic_.negative_slope, sum);
                  });
   }

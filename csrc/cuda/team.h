@@ -98,7 +98,7 @@ struct Thread {
   float c[units];           // z_2 = c + M d
   float m[actions][units];
   float first[actions][units];  // W_1a, where there are registers for it
-  float output[units];      // w
+  float output[units];      // w, likewise
   float base[units];        // z_1 at the base of the region
   float kept[units];        // z_1 where signs were last looked at; the full network's slopes
   float top[units];         // the full network's last layer

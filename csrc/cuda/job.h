@@ -157,6 +157,7 @@ struct SharedLayout {
   int warps_per_head;
   int observation;  // [S], standardised
   int share;        // [E, P], W_1s s + b_1
+  int base;         // [E, P], z_1 at the base of the region, where threads have no room for it
   int sums;         // [2, E, warps, term_stride(actions)], sums of a warp: q, then the gradient
   int words;        // [E, words], a bit for each unit that changes: Team::vote
   int changed;      // [2, 2], whether a block of the cluster has such units, beside each of the sums
@@ -178,7 +179,8 @@ struct SharedLayout {
     if (capacity > layout.width) capacity = layout.width;
     observation = 0;
     share = observation + (critic.observation_dim + 3) / 4 * 4;
-    sums = share + all;
+    base = share + all;
+    sums = base + all;
     words = sums + 2 * heads * warps_per_head * stride;
     changed = words + heads * words_per_head;
     listed = (changed + 4 + 3) / 4 * 4;

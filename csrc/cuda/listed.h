@@ -59,7 +59,7 @@ class Listed : public Region<actions, Precision, Team> {
 
   DTAG_BOTH int* list_of(int e) const {
     return reinterpret_cast<int*>(team_.shared()) + at_.listed +
-           e * (at_.capacity + SharedLayout::listed_together);
+           e * (at_.capacity + lot);
   }
   DTAG_BOTH float* terms_of(int e) const {
     return team_.shared() + at_.terms + e * at_.capacity * stride;
@@ -90,7 +90,6 @@ class Listed : public Region<actions, Precision, Team> {
     const float on = from_nothing ? 1.0f : 1.0f - slope, off = from_nothing ? slope : slope - 1.0f;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      constexpr int together = SharedLayout::listed_together;
       const int e = seat.head, t = seat.thread;
       const int warp = t / warp_size, lane = t % warp_size;
       uint32_t words[units], mine = 0;
@@ -100,9 +99,9 @@ class Listed : public Region<actions, Precision, Team> {
       }
       thread.signs = signs_of(thread);
       const int count = count_listed(e, first);
-      if (t < together) {
+      if (t < lot) {
         list_of(e)[count + t] = filler;
-        if (count + t < (count + together - 1) / together * together)
+        if (count + t < (count + lot - 1) / lot * lot)
           for (int i = 0; i < stride; ++i) terms_of(e)[(count + t) * stride + i] = 0.0f;
       }
       if (mine == 0) return;
@@ -132,10 +131,11 @@ class Listed : public Region<actions, Precision, Team> {
             float by[2];
             if (k == 0 || keeps_first)
               for (int i = 0; i < 2; ++i)
-                by[i] = k == 0 ? thread.base[pair + i] : thread.first[k == 0 ? 0 : k - 1][pair + i];
+                by[i] = k == 0 ? this->base_of(thread, seat, pair + i) : thread.first[k == 0 ? 0 : k - 1][pair + i];
             else
-              load<2>(critic_.action_weights + this->template by_groups<actions>(seat) + (k - 1) * group_units +
-                          unit_at(pair), by);
+              load<2>(critic_.action_weights + this->template by_groups<actions>(seat) +
+                          (k - 1) * group_units + unit_at(pair),
+                      by);
             for (int i = 0; i < 2; ++i) term[i][k - part] = change[i] * by[i];
           }
           for (int i = 0; i < 2; ++i)
@@ -194,7 +194,8 @@ class Listed : public Region<actions, Precision, Team> {
       const Seat seat = anew(here);
       float bias[units];
       load<units>(critic_.second_bias + seat.first, bias);
-      const float* const from = team_.shared() + at_.map + this->template by_groups<1 + actions>(seat);
+      const float* const from =
+          team_.shared() + at_.map + this->template by_groups<1 + actions>(seat);
       for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)] + bias[u];
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a)
@@ -202,11 +203,10 @@ class Listed : public Region<actions, Precision, Team> {
     });
   }
 
-  // Add the listed rows. A row takes hundreds of cycles to come: `ahead` lots of them are under way,
-  // and as soon as a row was added the one so many lots on is sent for.
+  // Add the listed rows. They take hundreds of cycles to come: `ahead` lots of them are under way, and
+  // as soon as a lot was added the one so many on is sent for.
   DTAG_BOTH void add_listed(int first) {
-    constexpr int lot = SharedLayout::listed_together;
-    constexpr int ahead = Team::roomy && !Precision::tiles ? 3 : 1;
+    constexpr int ahead = Team::roomy ? 3 : 1;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       const int* const listed = list_of(seat.head);

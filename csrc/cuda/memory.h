@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "job.h"
 #include "team.h"
@@ -113,24 +114,17 @@ DTAG_BOTH void stream_four(const float* from, float (&into)[4]) {
 #endif
 }
 
-// Four aligned neighbours in shared memory.
-DTAG_BOTH void load_four(const float* from, float* into) {
+// Four aligned neighbours in shared memory, of float or int.
+template <typename Number>
+DTAG_BOTH void load_four(const Number* from, Number* into) {
 #ifdef __CUDA_ARCH__
-  const float4 v = *reinterpret_cast<const float4*>(from);
+  using Four = std::conditional_t<std::is_same_v<Number, float>, float4, int4>;
+  const Four v = *reinterpret_cast<const Four*>(from);
   into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
 #else
   for (int i = 0; i < 4; ++i) into[i] = from[i];
 #endif
 }
-DTAG_BOTH void load_four(const int* from, int* into) {
-#ifdef __CUDA_ARCH__
-  const int4 v = *reinterpret_cast<const int4*>(from);
-  into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
-#else
-  for (int i = 0; i < 4; ++i) into[i] = from[i];
-#endif
-}
-
 DTAG_BOTH void store_four(float* to, const float* from) {
 #ifdef __CUDA_ARCH__
   *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);

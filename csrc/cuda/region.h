@@ -37,13 +37,13 @@ class Region {
   static constexpr int stride = term_stride(actions);
   // Whether every thread has registers for whole actions. Otherwise a warp's lanes have them, a
   // dimension each.
-  static constexpr bool whole = Team::roomy && actions <= 8 && !Precision::tiles;
+  static constexpr bool whole = Team::roomy && actions <= 8;
   static constexpr bool keeps_first = whole && actions <= 6;  // W_1a
 
   DTAG_BOTH int width() const { return critic_.layout.width; }
   // The first of a thread's units within its head.
   DTAG_BOTH int in_head(const Seat& seat) const { return seat.first - seat.head * width(); }
-  // The same in the first of `rows` rows of an array [E, P / 64, rows, 64]: a group's rows lie
+  // The first of a thread's units in the first of `rows` rows of an array [E, P / 64, rows, 64]: a group's rows lie
   // together, so that they are as far apart in every critic.
   template <int rows>
   DTAG_BOTH static int by_groups(const Seat& seat) {
@@ -53,6 +53,8 @@ class Region {
   DTAG_BOTH float* own(int array, const Seat& seat) const {
     return team_.shared() + array + seat.first;
   }
+
+  // The observation's share of z_1.
   DTAG_BOTH void observe() {
     team_.sync_block();  // all have done with the row before
     const float* const raw = job_.observations + row_ * critic_.observation_dim;
@@ -62,7 +64,7 @@ class Region {
     team_.sync_block();
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      constexpr int ahead = 12;  // rows of weights under way
+      constexpr int ahead = Team::roomy ? 12 : 4;  // rows of weights under way
       const int dimensions = critic_.observation_dim;
       float share[units];
       load<units>(critic_.first_bias + seat.first, share);
@@ -114,6 +116,11 @@ class Region {
       for (int u = 0; u < units; ++u) z[u] = fmaf(x[a], w[u], z[u]);
     }
   }
+  // z_1 at the base of the region, of a thread's unit.
+  DTAG_BOTH float& base_of(Unit& thread, const Seat& seat, int u) const {
+    if constexpr (Team::roomy) return thread.base[u];
+    return own(at_.base, seat)[unit_at(u)];
+  }
   // w, of the thread's units.
   DTAG_BOTH void get_output(const Unit& thread, const Seat& seat, float (&into)[units]) const {
     if constexpr (Team::roomy)
@@ -126,7 +133,7 @@ class Region {
     load<units>(critic_.action_weights + by_groups<actions>(seat) + a * group_units, into);
   }
 
-  // Make the action the base: z_1 there, and its signs. With one hidden layer that is the map.
+  // Make the action the base: z_1 there. With one hidden layer that is the map.
   DTAG_BOTH void look_from_base() {
     float base[actions];
     gather_action(base);
@@ -143,7 +150,7 @@ class Region {
       for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[unit_at(u)];
       first_layer(share, base, seat, thread, thread.kept);
       DTAG_UNROLLED
-      for (int u = 0; u < units; ++u) thread.base[u] = thread.kept[u];
+      for (int u = 0; u < units; ++u) base_of(thread, seat, u) = thread.kept[u];
       if (!deep_) {
         for (int u = 0; u < units; ++u) thread.c[u] = thread.kept[u];
         DTAG_UNROLLED
@@ -171,7 +178,10 @@ class Region {
   DTAG_BOTH bool probe() {
     gather_move();
     team_.each([&](Unit& thread, const Seat& seat) {
-      first_layer(thread.base, move_, seat, thread, thread.kept);
+      float base[units];
+      DTAG_UNROLLED
+      for (int u = 0; u < units; ++u) base[u] = base_of(thread, seat, u);
+      first_layer(base, move_, seat, thread, thread.kept);
     });
     sum_up();
     // As the sums: the other block may still read what it was told a step ago.
@@ -202,6 +212,7 @@ class Region {
   DTAG_BOTH uint32_t word(int e, int i) const {
     return reinterpret_cast<const uint32_t*>(team_.shared())[at_.words + e * at_.words_per_head + i];
   }
+
   // Each warp's sums of q and its gradient at base + move, by the map.
   DTAG_BOTH void evaluate_in_region() {
     if constexpr (!whole) gather_move();

@@ -19,7 +19,7 @@
 //                       lanes, warp.multiply(a, b) adds to every lane's d the product of a tile
 //   lanes(f)            f(lane, index) by the 32 lanes, in every warp alike
 //   sum_lanes(f), all_lanes(f), pick(index, f)   over the lanes, or of one of them; to all
-//   count_bits(words, n, f)   the bits of f(word index), index < n; to all. Also within each(f)
+//   count_bits(n, f)    the bits of f(i), i < n; to all. Also within each(f)
 //   once(f)             f(lane, index) by one warp only
 //   roomy               whether a thread has registers for what can be had again
 //
@@ -99,7 +99,7 @@ struct Thread {
   float m[actions][units];
   float first[actions][units];  // W_1a, where there are registers for it
   float output[units];      // w, likewise
-  float base[units];        // z_1 at the base of the region
+  float base[units];        // z_1 at the base of the region, likewise
   float kept[units];        // z_1 where signs were last looked at; the full network's slopes
   float top[units];         // the full network's last layer
   uint32_t signs;           // of z_1 in the region, a bit a unit

@@ -12,9 +12,9 @@ namespace {
 // Left to itself the compiler spills registers of some kernels so that more blocks fit.
 constexpr int least_blocks(int blocks) { return blocks > 1 ? 1 : 0; }
 
-// Where a block has four rows, or one of very many threads, a thread has few registers.
-DTAG_BOTH constexpr bool is_roomy(int together, int threads) {
-  return together == 1 && threads <= most_threads;
+// Where a block has four rows, or one of very many threads, a thread has few registers; tiles take all.
+DTAG_BOTH constexpr bool is_roomy(int together, int threads, bool tiles) {
+  return together == 1 && threads <= most_threads && !tiles;
 }
 
 template <int actions, int together, int blocks, int threads, typename Precision>
@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(threads, least_blocks(blocks))
   if constexpr (blocks > 1) return;
 #endif
   extern __shared__ __align__(16) float shared[];
-  DeviceBlock<actions, together, blocks, is_roomy(together, threads), Precision> block(job, shared);
+  constexpr bool roomy = is_roomy(together, threads, Precision::tiles);
+  DeviceBlock<actions, together, blocks, roomy, Precision> block(job, shared);
   refine_rows<actions, together, Precision>(block, job);
 }
 

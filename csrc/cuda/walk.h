@@ -44,7 +44,7 @@ class Walk : public Following<actions, Precision, Team> {
     });
     finite_ = *critic_.finite != 0;
     walks_ = !job_.dense && finite_;
-    failed_ = full_ = false;
+    failed_ = false;
     usual_ = walks_ && critic_.heads == 2 && at_.warps_per_head == usual_warps &&
              settings.ensemble == Ensemble::min && settings.optimizer == Optimizer::sgd &&
              settings.gradient == Gradient::raw && settings.max_distance < 0.0f;
@@ -82,7 +82,6 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::critic_;
   using Base::deep_;
   using Base::evaluate_sums;
-  using Base::full_;
   using Base::job_;
   using Base::list;
   using Base::load_terms;

@@ -22,10 +22,14 @@ ARCHITECTURES = {"sm_80", "sm_90"}
 # Action dimensions of the kernels of the standing shapes: maze, hopper, halfcheetah, humanoid.
 STANDING = (2, 4, 6, 17)
 # Bytes of spill stores of a kernel of tiles, which has all the registers a thread can have.
-SPILLED_BY_TILES = 80
+SPILLED_BY_TILES = 32
 # Bytes of spill stores of a kernel that builds four rows together, which leaves each of its 512
 # threads 128 registers: of bookkeeping, at most so many.
-SPILLED_TOGETHER = 128
+SPILLED_TOGETHER = 64
+# What a row added to a map may take of a thread's instructions, and its multiply-adds: of four units
+# and 1 + A columns, A = 6.
+INSTRUCTIONS_OF_A_ROW, MULTIPLY_ADDS_OF_A_ROW = 40, 4 * (1 + 6)
+ROWS_UNDER_WAY = 12  # in one turn of the loop
 WIDE = 768  # threads of a kernel that has to spill
 
 
@@ -118,6 +122,43 @@ def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
         together = [k for k in of if k.together > 1]
         assert len(together) == (4 if actions <= 8 else 0)
         assert [k for k in together if k.spill_stores > SPILLED_TOGETHER] == []
+
+
+def test_adding_a_row_takes_little_but_multiply_adds(tmp_path: Path) -> None:
+    backends = pytest.importorskip("triton.backends")
+    (tool,) = Path(backends.__path__[0]).glob("nvidia/bin/nvdisasm")
+    cubin = tmp_path / "walk.cubin"
+    run(
+        find_tool("nvcc"),
+        "-std=c++17",
+        "-O3",
+        "-fmad=false",
+        "-arch=sm_90",
+        "-cubin",
+        "-DDTAG_ACTIONS=6",
+        "-o",
+        str(cubin),
+        str(ROOT / "csrc" / "cuda" / "walk.cu"),
+    )
+    listing = run(str(tool), "-c", str(cubin))
+    kernel = re.search(
+        r"^\.text\.\S*walk_kernelILi6ELi1ELi1ELi256ENS0_4Fp32\S*:\n(.*?)^\.?//-",
+        listing,
+        re.M | re.S,
+    )
+    assert kernel is not None
+    lines = kernel[1].splitlines()
+    labels = {line.strip(" :"): at for at, line in enumerate(lines) if re.match(r"\.L_\w+:", line)}
+    multiply_adds = ROWS_UNDER_WAY * MULTIPLY_ADDS_OF_A_ROW
+    found = []
+    for end, line in enumerate(lines):
+        branch = re.search(r"BRA.*`\((\.L_\w+)\)", line)
+        start = labels.get(branch[1], end) if branch else end
+        loop = [x for x in lines[start : end + 1] if "/*" in x]
+        if sum("FFMA" in x for x in loop) == multiply_adds and sum("LDG" in x for x in loop) < 30:
+            found.append(len(loop) / ROWS_UNDER_WAY)
+    assert found
+    assert min(found) <= INSTRUCTIONS_OF_A_ROW
 
 
 def test_it_links_and_loads(built: tuple[Path, str]) -> None:

@@ -124,14 +124,17 @@ def test_parity_of_long_walks(optimizer: str, ensemble: str, heads: int) -> None
             assert same(first, run(critic, batch, options, kernel=kernel)), (extra, kernel)
 
 
-def wild(action_dim: int, hidden: tuple[int, int], **words: Any) -> tuple[Tensor, RefineInfo]:
-    """A walk in steps across many regions, held against the reference."""
+def wild(
+    action_dim: int, hidden: tuple[int, int], *, exact: bool = True, **words: Any
+) -> tuple[Tensor, RefineInfo]:
+    """A walk in steps across many regions, alike by all kernels; if exact, as the reference's."""
     critic = random_critic(hidden=hidden, action_dim=action_dim, observation_dim=17)
     batch = random_batch(critic, 6)
     options = Refiner(critic, backend="reference", gradient="unit", **words).options
     result, info = run(critic, batch, options, kernel="row")
-    parity = Standard(critic, *batch, options).measure(result)
-    assert parity.holds, parity
+    if exact:
+        parity = Standard(critic, *batch, options).measure(result)
+        assert parity.holds, parity
     for kernel in kernels(critic):
         assert same((result, info), run(critic, batch, options, kernel=kernel)), kernel
     return result, info
@@ -140,10 +143,13 @@ def wild(action_dim: int, hidden: tuple[int, int], **words: Any) -> tuple[Tensor
 @pytest.mark.usefixtures("emulator")
 def test_wild_paths_give_way_to_the_full_network() -> None:
     # Of 32 action dimensions: a correction costs four times what a row of the full network does.
-    # Few steps: rounding grows from step to step, and after forty of them nearly anything may come.
-    _, info = wild(32, (100, 10), step_size=2.0, steps=10, optimizer="adam", bounds=(-9.0, 9.0))
-    assert (info.dense_steps > 0).any()
-    assert (info.dense_steps < 10).all()
+    # Few steps against the reference: rounding grows from step to step, and after forty of them
+    # what most critics give is further from it than it is from float64.
+    for steps, step_size, exact in ((10, 2.0, True), (40, 4.0, False)):
+        words = {"steps": steps, "step_size": step_size, "optimizer": "adam", "bounds": (-9.0, 9.0)}
+        _, info = wild(32, (100, 10), exact=exact, **words)
+        assert (info.dense_steps > 0).any()
+        assert (info.dense_steps < steps).all()
 
 
 @pytest.mark.usefixtures("emulator")

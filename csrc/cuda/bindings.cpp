@@ -154,11 +154,12 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
   using namespace dtag::cuda;
   module.doc() = "The CUDA kernels of dtag_fast; called by dtag_fast.refinement.cuda.";
 
-  py::class_<PackedCritic>(module, "PackedCritic")
+  // Local to the module: the emulation of the tests, made of the same source, may be loaded beside.
+  py::class_<PackedCritic>(module, "PackedCritic", py::module_local())
       .def(py::init(&pack), py::kw_only(), py::arg("observation_dim"), py::arg("action_dim"),
            py::arg("heads"), py::arg("hidden"), py::arg("negative_slope"), py::arg("precision"),
            py::arg("addresses"));
-  py::class_<Settings>(module, "Options")
+  py::class_<Settings>(module, "Options", py::module_local())
       .def(py::init(&settings), py::kw_only(), py::arg("steps"), py::arg("step_size"),
            py::arg("optimizer"), py::arg("low"), py::arg("high"), py::arg("ensemble"),
            py::arg("lcb_k"), py::arg("select"), py::arg("max_distance"), py::arg("gradient"));

@@ -237,12 +237,6 @@ def _median(seconds: list[float]) -> float:
     return statistics.median(seconds)
 
 
-def kernels(critic: Critic) -> tuple[cuda.Kernel, ...]:
-    """Those of the cuda backend that this device has for the critic."""
-    clusters = torch.cuda.get_device_capability() >= (9, 0) and critic.heads % 2 == 0
-    return ("row", "rows", "cluster") if clusters else ("row", "rows")
-
-
 def measure(timed: Timed, limits: Limits) -> list[dict[str, Any]]:
     """A row for eager autograd, and one for each backend: with times, or why there are none."""
     case = timed.case
@@ -259,7 +253,7 @@ def measure(timed: Timed, limits: Limits) -> list[dict[str, Any]]:
     standard = Standard(exact, observations[:CHECKED_ROWS], actions[:CHECKED_ROWS], plain.options)
     ways: list[tuple[str, cuda.Kernel | None]] = [(name, None) for name in BACKENDS_TIMED]
     if "cuda" in BACKENDS and cuda.unavailable_reason() is None:
-        ways += [("cuda", kernel) for kernel in kernels(critic)]
+        ways += [("cuda", kernel) for kernel in cuda.kernels(cuda.pack(critic, timed.precision))]
     for name, kernel in ways:
         row: dict[str, Any] = common | {"backend": name, "precision": timed.precision}
         row |= {} if kernel is None else {"kernel": kernel}

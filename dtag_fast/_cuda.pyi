@@ -41,10 +41,9 @@ class Options:
 
 def layout(
     action_dim: int, heads: int, hidden: Sequence[int], precision: str = "fp32"
-) -> tuple[int, int, int, int]:
-    """The action dimensions of the kernel for these sizes, how long its rows of weights for the
-    action are, the padded width of a hidden layer, and how many of its units lie in a group;
-    ValueError where there is no kernel.
+) -> tuple[int, int, int]:
+    """The action dimensions of the kernel for these sizes, the padded width of a hidden layer, and
+    how many of its units lie in a group; ValueError where there is no kernel.
     """
 
 def why_not(device: int) -> str | None:
@@ -52,6 +51,9 @@ def why_not(device: int) -> str | None:
 
 def prepare(critic: PackedCritic, device: int) -> None:
     """Load the critic's kernels onto the device; RuntimeError with CUDA's words."""
+
+def why_no_cluster(critic: PackedCritic, device: int) -> str | None:
+    """Why the kernel "cluster" cannot take the critic on the CUDA device of that index, or None."""
 
 def refine(
     critic: PackedCritic,

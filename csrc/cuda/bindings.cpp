@@ -178,6 +178,10 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
         check("loading the kernel", prepare(critic, device));
       },
       py::arg("critic"), py::arg("device"));
+  module.def(
+      "why_no_cluster",
+      [](const PackedCritic& critic, int device) { return or_none(why_no_cluster(critic, device)); },
+      py::arg("critic"), py::arg("device"));
   module.def("refine", &refine, py::arg("critic"), py::arg("options"), py::arg("dense"),
              py::arg("rows"), py::arg("starts"), py::arg("observations"), py::arg("actions"),
              py::arg("result"), py::arg("floats"), py::arg("indices"), py::arg("device"),

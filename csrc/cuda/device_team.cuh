@@ -87,38 +87,23 @@ struct DeviceWarp {
   }
 };
 
-enum class Span { part, block, cluster };  // what a team is
-
-// A row's threads. index: of the team, where a block has several; thread: of the team, in its block.
-template <int actions, Span span, bool has_room>
+// A row's threads. index: of the team, where a block has several; thread: of the team.
+template <int actions, bool alone, bool has_room>
 class DeviceTeam {
  public:
-  static constexpr int units =
-      span == Span::cluster ? units_in_cluster : units_per_thread(actions);
+  static constexpr int units = units_per_thread(actions);
   using Unit = Thread<actions, units>;
   static constexpr bool roomy = has_room;
 
   __device__ DeviceTeam(const PackedCritic& critic, int thread, int index, float* shared)
       : index_(index),
         thread_(thread),
-        threads_(critic.heads * critic.layout.width / units),
-        shared_(shared),
-        rank_(0),
-        remote_(shared) {
-    if constexpr (span == Span::cluster) {
-      threads_ /= blocks_of_cluster;
-#if DTAG_CLUSTERS
-      const auto cluster = cooperative_groups::this_cluster();
-      rank_ = static_cast<int>(cluster.block_rank());
-      remote_ = cluster.map_shared_rank(shared, rank_ ^ 1);
-#endif
-    }
-    const int of_head = critic.layout.width / units;
-    const int head = thread / of_head + rank_ * (critic.heads / blocks_of_cluster);
+        threads_(critic.heads * critic.layout.threads_per_head),
+        shared_(shared) {
+    const int of_head = critic.layout.threads_per_head, head = thread / of_head;
     seat_ = anew(Seat::of<units>(head, thread % of_head, critic.layout.width));
     const int which = index_of_sum<1 + actions>();
-    const int warp = (head * of_head + thread % of_head) / warp_size;
-    sum_ = anew(which < 0 ? -1 : warp * term_stride(actions) + which);
+    sum_ = anew(which < 0 ? -1 : thread / warp_size * term_stride(actions) + which);
   }
 
   __device__ float* shared() const { return shared_; }
@@ -134,22 +119,18 @@ class DeviceTeam {
   }
 
   __device__ __forceinline__ void sync() const {
-#if DTAG_CLUSTERS
-    if constexpr (span == Span::cluster) return cooperative_groups::this_cluster().sync();
-#endif
-    sync_block();
-  }
-  __device__ __forceinline__ void sync_block() const {
-    if constexpr (span == Span::part)
-      asm volatile("barrier.sync %0, %1;" ::"r"(1 + index_), "r"(threads_) : "memory");
-    else
+    if constexpr (alone)
       __syncthreads();
+    else
+      asm volatile("barrier.sync %0, %1;" ::"r"(1 + index_), "r"(threads_) : "memory");
   }
 
   template <typename F>
-  __device__ __forceinline__ bool any(int to, F f) {
+  __device__ __forceinline__ bool any(F f) {
     const int here = f(unit_, seat_) ? 1 : 0;
-    if constexpr (span == Span::part) {
+    if constexpr (alone) {
+      return __syncthreads_or(here) != 0;
+    } else {
       int found;
       asm volatile(
           "{ .reg .pred p, q; setp.ne.s32 p, %1, 0; barrier.red.or.pred q, %2, %3, p; "
@@ -159,12 +140,6 @@ class DeviceTeam {
           : "memory");
       return found != 0;
     }
-    const int of_block = __syncthreads_or(here);
-    if constexpr (span == Span::block) return of_block != 0;
-    if (thread_ == 0) push(to + rank_, of_block);
-    sync();
-    const int* const found = reinterpret_cast<const int*>(shared_) + to;
-    return (found[0] | found[1]) != 0;
   }
 
   template <typename F>
@@ -176,7 +151,7 @@ class DeviceTeam {
       const uint32_t ballot = __ballot_sync(0xffffffffu, f(unit_, u));
       if (lane == u) word = ballot;
     }
-    if (lane < units) push(to + seat_.head * words_per_head + seat_.thread / warp_size * units + lane, word);
+    if (lane < units) put(to + seat_.head * words_per_head + seat_.thread / warp_size * units + lane, word);
   }
 
   template <typename F>
@@ -185,11 +160,11 @@ class DeviceTeam {
     f(unit_, seat_, values);
     if constexpr (actions < warp_size) {
       const float sum = sum_warp<1 + actions>(values);
-      if (sum_ >= 0) push(sums + sum_, sum);
+      if (sum_ >= 0) put(sums + sum_, sum);
     } else {
       const float sum = sum_warp<actions>(values), last = sum_warp<1>(values + actions);
-      push(sums + sum_, sum);
-      if (lane_index() == 0) push(sums + sum_ + actions, last);
+      put(sums + sum_, sum);
+      if (lane_index() == 0) put(sums + sum_ + actions, last);
     }
   }
 
@@ -236,45 +211,34 @@ class DeviceTeam {
   }
 
  private:
-  // To every block's shared memory.
   template <typename Word>
-  __device__ __forceinline__ void push(int to, Word value) const {
+  __device__ __forceinline__ void put(int to, Word value) const {
     reinterpret_cast<Word*>(shared_)[to] = value;
-    if constexpr (span == Span::cluster) reinterpret_cast<Word*>(remote_)[to] = value;
   }
 
   int index_, thread_;
-  int threads_;  // of the team, in this block
+  int threads_;  // of the team
   Seat seat_;
   int sum_;  // where among all warps' sums the lane's is; none if negative
   float* shared_;
-  int rank_;       // of the block in its cluster
-  float* remote_;  // of the cluster's other block
   Unit unit_;
   Lane lane_;
 };
 
-// blocks: of a team, 1 or a cluster's; together: teams of a block.
+// together: teams of a block; blocks: of a cluster, all of which take the same rows.
 template <int actions, int together, int blocks, bool roomy, typename Precision>
 class DeviceBlock {
  public:
-  static constexpr Span span = blocks > 1     ? Span::cluster
-                               : together > 1 ? Span::part
-                                              : Span::block;
-  using Team = DeviceTeam<actions, span, roomy>;
+  using Team = DeviceTeam<actions, together == 1, roomy>;
 
   __device__ DeviceBlock(const Job& job, float* shared)
       : shared_(shared),
         at_(job.shared),
-        team_threads_(job.critic.heads * job.critic.layout.width / (Team::units * blocks)),
-        index_(threadIdx.x / team_threads_),
-        walk_(Team(job.critic, threadIdx.x % team_threads_, index_, shared + index_ * at_.floats),
-              job) {
-#if DTAG_CLUSTERS
-    // Before the other block's memory is written to, it has to be there.
-    if constexpr (blocks > 1) cooperative_groups::this_cluster().sync();
-#endif
-  }
+        team_threads_(job.critic.heads * job.critic.layout.threads_per_head),
+        index_(together > 1 ? threadIdx.x / team_threads_ : 0),
+        walk_(Team(job.critic, together > 1 ? threadIdx.x % team_threads_ : threadIdx.x, index_,
+                   shared + index_ * at_.floats),
+              job) {}
 
   __device__ int64_t index() const { return blockIdx.x / blocks; }
   __device__ int64_t count() const { return gridDim.x / blocks; }
@@ -283,8 +247,22 @@ class DeviceBlock {
 
   template <typename F>
   __device__ __forceinline__ void teams(F f) {
-    f(walk_, index_);
+    f(walk_, blocks == 1 ? index_ : rank());
   }
+
+  // Of the block in its cluster.
+  __device__ static int rank() {
+#if DTAG_CLUSTERS
+    return static_cast<int>(cluster().block_rank());
+#else
+    return 0;
+#endif
+  }
+#if DTAG_CLUSTERS
+  __device__ float* first_shared() const { return cluster().map_shared_rank(shared_, 0); }
+  __device__ void arrive() const { cluster().barrier_arrive(); }
+  __device__ void wait() const { cluster().barrier_wait(); }
+#endif
 
   // bytes: a multiple of 16.
   __device__ __forceinline__ void copy(void* to, const void* from, int bytes) const {
@@ -300,9 +278,15 @@ class DeviceBlock {
   }
 
  private:
+#if DTAG_CLUSTERS
+  __device__ static cooperative_groups::cluster_group cluster() {
+    return cooperative_groups::this_cluster();
+  }
+#endif
+
   float* shared_;
   const SharedLayout& at_;
-  int team_threads_, index_;
+  int team_threads_, index_;  // of the team
   Walk<actions, Precision, Team> walk_;
 };
 

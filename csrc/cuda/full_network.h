@@ -67,7 +67,7 @@ class FullNetwork : public Listed<actions, Precision, Team> {
         own(at_.hidden, seat)[unit_at(u)] = thread.top[u];
       }
     });
-    team_.sync_block();
+    team_.sync();
     if (two) {
       team_.each([&](Unit& thread, const Seat& here) {
         const Seat seat = anew(here);
@@ -83,7 +83,7 @@ class FullNetwork : public Listed<actions, Precision, Team> {
           thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
         }
       });
-      team_.sync_block();
+      team_.sync();
     }
     team_.reduce(sums_, [&](const Unit& thread, const Seat& here,
                                                    float (&sum)[1 + actions]) {

@@ -36,17 +36,26 @@ DTAG_BOTH constexpr int most_threads_of(Precision precision) {
 
 // The shapes there are kernels for. `actions` is the number of action dimensions that a kernel has
 // registers for; unused ones are zeros. A thread holds four hidden units, or two where more dimensions
-// leave registers for no more. In a cluster it always holds two, so that twice the threads share the
-// work; team.h says which units, and in what order they are added up.
+// leave registers for no more; team.h says which.
 constexpr int kernel_actions[] = {2, 4, 6, 8, 12, 17, 24, 32};
 DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 : 2; }
-constexpr int units_in_cluster = 2;
-constexpr int blocks_of_cluster = 2;
+// Of a cluster: they build a row's map together, a hidden unit a thread.
+DTAG_BOTH constexpr int blocks_of_cluster(int actions) { return units_per_thread(actions); }
 // Hidden units that lie together in arrays with rows for each action dimension.
 constexpr int group_units = 64;
 // Rows that a block of a large batch builds together, so that they share the weights they read.
 DTAG_BOTH constexpr int rows_together(int actions) { return actions <= 8 ? 4 : 1; }
 constexpr int most_threads_together = 512;  // of all their rows
+
+// Who builds a row's first map: its threads alone; together with other rows of the block, so that all
+// share what they read; or apart, in a cluster, of which each block builds a part.
+enum class Building { alone, together, apart };
+
+// Whether a thread has registers for what can be had again: not where a block has four rows, or one
+// of very many threads, and tiles take all.
+DTAG_BOTH constexpr bool is_roomy(int together, int threads, bool tiles) {
+  return together == 1 && threads <= most_threads && !tiles;
+}
 
 struct Layout {
   int actions;           // of the kernel, A or more
@@ -123,9 +132,8 @@ inline bool fits_together(const PackedCritic& critic) {
 
 // Null, or why a cluster cannot take the critic.
 inline const char* why_no_cluster(const PackedCritic& critic) {
-  if (critic.heads % blocks_of_cluster != 0) return "a cluster takes an even number of heads";
-  if (critic.heads / blocks_of_cluster * (critic.layout.width / units_in_cluster) >
-      (critic.precision == Precision::tf32x3 ? most_threads_of_tiles : most_threads))
+  if (critic.precision == Precision::tf32x3) return "with precision tf32x3 there are no clusters";
+  if (critic.heads * critic.layout.threads_per_head > most_threads)
     return "heads times hidden units are too many for a cluster";
   return nullptr;
 }
@@ -146,8 +154,7 @@ struct Settings {
 // Floats of what there is once and for every dimension of the action, on 16-byte boundaries.
 DTAG_BOTH constexpr int term_stride(int actions) { return (1 + actions + 3) / 4 * 4; }
 
-// The shared memory of one row's threads, by offsets in floats, `units` a thread; in a cluster each
-// block has all of it, and uses its own heads' part of most.
+// The shared memory of one row's threads, by offsets in floats; in a cluster each block has all of it.
 struct SharedLayout {
   // Floats of terms beyond which they are made in several goes.
   static constexpr int most_terms = 20480;
@@ -160,19 +167,18 @@ struct SharedLayout {
   int base;         // [E, P], z_1 at the base of the region, where threads have no room for it
   int sums;         // [2, E, warps, term_stride(actions)], sums of a warp: q, then the gradient
   int words;        // [E, words], a bit for each unit that changes: Team::vote
-  int changed;      // [2, 2], whether a block of the cluster has such units, beside each of the sums
   int capacity;     // of the lists that follow: how many rows of W_2^T
   int listed;       // [E, capacity + 4], integers: where the rows lie in the head's, in bytes
   int terms;        // [E, capacity, term_stride(actions)], their 1 + A coefficients
   int hidden;       // [E, P], of the full network: h_1
   int slope;        // [E, P], of the full network: w * act'(z_2)
-  int map;          // [E, P / 64, 1 + actions, 64], where tiles are to build it
+  int map;          // [E, P / 64, 1 + actions, 64], where others than the units' threads build it
   int floats;       // of all
 
-  SharedLayout(const PackedCritic& critic, int units) {
+  SharedLayout(const PackedCritic& critic, bool has_map) {
     const Layout& layout = critic.layout;
     const int heads = critic.heads, stride = term_stride(layout.actions);
-    warps_per_head = layout.width / (units * warp_size);
+    warps_per_head = layout.threads_per_head / warp_size;
     words_per_head = layout.width / warp_size;
     const int all = heads * layout.width;
     capacity = most_terms / (heads * stride) / listed_together * listed_together;
@@ -182,15 +188,14 @@ struct SharedLayout {
     base = share + all;
     sums = base + all;
     words = sums + 2 * heads * warps_per_head * stride;
-    changed = words + heads * words_per_head;
-    listed = (changed + 4 + 3) / 4 * 4;
+    listed = (words + heads * words_per_head + 3) / 4 * 4;
     terms = listed + heads * (capacity + listed_together);
     // The full network is done with these before a list is made, and begins after it was used.
     hidden = terms;
     slope = hidden + all;
     const int of_terms = heads * capacity * stride;
     map = terms + (of_terms > 2 * all ? of_terms : 2 * all);
-    floats = map + (critic.precision == Precision::tf32x3 ? (1 + layout.actions) * all : 0);
+    floats = map + (has_map ? (1 + layout.actions) * all : 0);
   }
 };
 
@@ -205,8 +210,7 @@ inline size_t staged_bytes(const PackedCritic& critic, int rows_of_block) {
 }
 
 struct Job {
-  explicit Job(const PackedCritic& critic)
-      : critic(critic), shared(critic, critic.layout.units) {}
+  explicit Job(const PackedCritic& critic) : critic(critic), shared(critic, false) {}
 
   PackedCritic critic;
   SharedLayout shared;  // of the kernel that is launched

@@ -17,9 +17,8 @@ namespace {
 // multiprocessor's arithmetic nearly to itself. Not measured yet.
 constexpr int rows_to_build_together = 8;
 
-// Whether a row takes a cluster while there are two multiprocessors for each. Its blocks build in
-// fewer cycles, and wait for each other twice a step; not measured yet.
-constexpr bool clusters_for_few_rows = false;
+// Whether a row takes a cluster while there are multiprocessors for all of its blocks. Not measured yet.
+constexpr bool clusters_for_few_rows = true;
 
 const KernelsOf::Kinds* kernels_for(const PackedCritic& critic) {
   static const KernelsOf kernels[] = {kernels_of<2>(),  kernels_of<4>(),  kernels_of<6>(),
@@ -42,10 +41,10 @@ struct Plan {
   cudaLaunchAttribute cluster = {};
 
   Plan(const PackedCritic& critic, const Kernel& kernel) : kernel(kernel) {
-    const SharedLayout shared(critic, kernel.units);
-    const int threads = critic.heads * critic.layout.width / kernel.units;
+    const SharedLayout shared(critic, kernel.has_map);
+    const int threads = critic.heads * critic.layout.threads_per_head;
     config.gridDim = dim3(static_cast<unsigned>(kernel.blocks));
-    config.blockDim = dim3(static_cast<unsigned>(threads / kernel.blocks * kernel.together));
+    config.blockDim = dim3(static_cast<unsigned>(threads * kernel.together));
     config.dynamicSmemBytes =
         sizeof(float) * static_cast<size_t>(shared.floats) * kernel.together +
         staged_bytes(critic, kernel.together);
@@ -142,12 +141,24 @@ const char* prepare(const PackedCritic& critic, int device) {
   return nullptr;
 }
 
+const char* why_no_cluster(const PackedCritic& critic, int device) {
+  if (const char* const reason = why_no_cluster(critic)) return reason;
+  Occupancy occupancy{};
+  Plan plan(critic, kernels_for(critic)->cluster);
+  cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  return occupancy.teams > 0
+             ? nullptr
+             : "there are no clusters on the device, or in what the extension was built for";
+}
+
 const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   if (job.rows == 0) return nullptr;
   const PackedCritic& critic = job.critic;
   const KernelsOf::Kinds& kinds = *kernels_for(critic);
-  const char* const no_cluster = why_no_cluster(critic);
-  if (kind == Kind::cluster && no_cluster != nullptr) return no_cluster;
+  if (kind == Kind::cluster)
+    if (const char* const reason = why_no_cluster(critic, device)) return reason;
   cudaError_t error = cudaSetDevice(device);
   Occupancy occupancy{};
   const auto planned = [&](const Kernel& kernel) {
@@ -158,13 +169,11 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   Plan plan = planned(kind == Kind::cluster ? kinds.cluster
                       : kind == Kind::row   ? row_kernel(critic, kinds)
                                             : kinds.rows);
-  if (error == cudaSuccess && occupancy.teams == 0 && kind == Kind::cluster)
-    return "there are no clusters on the device, or in what the extension was built for";
   if (kind == Kind::rows && occupancy.teams == 0) plan = planned(row_kernel(critic, kinds));
   if (kind == Kind::automatic) {
     const int multiprocessors = occupancy.multiprocessors;
-    const bool few = clusters_for_few_rows && no_cluster == nullptr &&
-                     job.rows * blocks_of_cluster <= multiprocessors;
+    const bool few = clusters_for_few_rows && why_no_cluster(critic) == nullptr &&
+                     job.rows * kinds.cluster.blocks <= multiprocessors;
     if (few) plan = planned(kinds.cluster);
     const bool many = job.rows >= static_cast<int64_t>(rows_to_build_together) * multiprocessors;
     if (occupancy.teams == 0 || (!few && !many)) plan = planned(row_kernel(critic, kinds));
@@ -176,7 +185,7 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
                           static_cast<unsigned>(kernel.blocks);
   plan.config.stream = reinterpret_cast<cudaStream_t>(stream);
   Job copy = job;
-  copy.shared = SharedLayout(critic, kernel.units);
+  copy.shared = SharedLayout(critic, kernel.has_map);
   void* arguments[] = {&copy};
   error = cudaLaunchKernelExC(plan.with_attributes(), kernel.function, arguments);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

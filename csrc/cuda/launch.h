@@ -8,8 +8,8 @@
 namespace dtag::cuda {
 
 // How the rows of a batch are given out: by what is best for its size, a row a block, a few rows a
-// block (rows_together(actions)), or a row a cluster of two blocks. The result is the same, bit for
-// bit.
+// block (rows_together(actions)), or a row a cluster of blocks (blocks_of_cluster(actions)). The
+// result is the same, bit for bit.
 enum class Kind { automatic, row, rows, cluster };
 
 // Null, or why the device cannot run the kernels.
@@ -18,6 +18,9 @@ const char* why_not(int device);
 // Load the kernels for the shape onto the device, so that a later launch loads nothing: it may then
 // be captured in a CUDA graph. Null, or CUDA's error.
 const char* prepare(const PackedCritic& critic, int device);
+
+// Null, or why there is no cluster for a row of the critic, on the device or at all.
+const char* why_no_cluster(const PackedCritic& critic, int device);
 
 // Enqueue the job on the stream, a cudaStream_t; nothing is allocated and nothing waited for. Null,
 // or CUDA's error, or why there is no kernel of that kind. A job of no rows does nothing.

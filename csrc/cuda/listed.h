@@ -43,6 +43,48 @@ class Listed : public Region<actions, Precision, Team> {
     });
   }
 
+  // Of a row whose map a cluster builds: add the listed rows to one unit a thread.
+  DTAG_BOTH void add_part(int part) {
+    constexpr int ahead = 8;
+    team_.each([&](Unit& thread, const Seat& seat) {
+      thread.c[0] = critic_.second_bias[seat.head * width() + unit_of_part(part, seat)];
+    });
+    team_.sync();
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      float c[1] = {thread.c[0]}, m[actions][1] = {};
+      add_rows<ahead>(seat.head, unit_of_part(part, seat), 0, c, m);
+      thread.c[0] = c[0];
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a) thread.m[a][0] = m[a][0];
+    });
+  }
+
+  // The unit's share of the map, to the shared memory of the block that walks.
+  DTAG_BOTH void give_part(int part, float* shared) {
+    team_.each([&](const Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      const int unit = seat.head * width() + unit_of_part(part, seat);
+      float* const to = shared + at_.map + unit / group_units * (1 + actions) * group_units +
+                        unit % group_units;
+      to[0] = thread.c[0];
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a) to[(1 + a) * group_units] = thread.m[a][0];
+    });
+  }
+
+  // From there to the threads of the units.
+  DTAG_BOTH void take_map() {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const float* const from =
+          team_.shared() + at_.map + this->template by_groups<1 + actions>(anew(here));
+      for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)];
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a)
+        for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * group_units + unit_at(u)];
+    });
+  }
+
  protected:
   using Base::at_;
   using Base::critic_;
@@ -162,9 +204,9 @@ class Listed : public Region<actions, Precision, Team> {
   DTAG_BOTH void bring_map(bool from_nothing) {
     if (from_nothing && !Precision::tiles) begin_map();
     for (int first = 0; first < width(); first += at_.capacity) {
-      if (first > 0) team_.sync_block();
+      if (first > 0) team_.sync();
       list(from_nothing, first, 0);
-      team_.sync_block();
+      team_.sync();
       if constexpr (Precision::tiles)
         if (from_nothing) {
           build_by_tiles();
@@ -189,62 +231,69 @@ class Listed : public Region<actions, Precision, Team> {
           const int to = (group * (1 + actions) + column) * group_units + unit % group_units;
           team_.shared()[at_.map + to] = sum;
         });
-    team_.sync_block();
+    team_.sync();
+    take_map();
     team_.each([&](Unit& thread, const Seat& here) {
-      const Seat seat = anew(here);
       float bias[units];
-      load<units>(critic_.second_bias + seat.first, bias);
-      const float* const from =
-          team_.shared() + at_.map + this->template by_groups<1 + actions>(seat);
-      for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)] + bias[u];
-      DTAG_UNROLLED
-      for (int a = 0; a < actions; ++a)
-        for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * group_units + unit_at(u)];
+      load<units>(critic_.second_bias + anew(here).first, bias);
+      for (int u = 0; u < units; ++u) thread.c[u] += bias[u];
     });
   }
 
-  // Add the listed rows. They take hundreds of cycles to come: `ahead` lots of them are under way, and
-  // as soon as a lot was added the one so many on is sent for.
+  // Add the listed rows to the maps of the threads' units.
   DTAG_BOTH void add_listed(int first) {
     constexpr int ahead = Team::roomy ? 3 : 1;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      const int* const listed = list_of(seat.head);
-      const float* const terms = terms_of(seat.head);
-      const Weight* const rows = static_cast<const Weight*>(critic_.transposed) +
-                                 seat.head * width() * width() + in_head(seat);
-      const int lots = (count_listed(seat.head, first) + lot - 1) / lot;
-      Weights<Weight, units> weights[ahead][lot];
+      add_rows<ahead>(seat.head, in_head(seat), first, thread.c, thread.m);
+    });
+  }
+
+  // Add the listed rows of a head to the units from `unit` on. They take hundreds of cycles to come:
+  // `ahead` lots of them are under way, and as soon as a lot was added the one so many on is sent for.
+  template <int ahead, int count>
+  DTAG_BOTH void add_rows(int e, int unit, int first, float (&c)[count],
+                          float (&m)[actions][count]) const {
+    const int* const listed = list_of(e);
+    const float* const terms = terms_of(e);
+    const Weight* const rows =
+        static_cast<const Weight*>(critic_.transposed) + e * width() * width() + unit;
+    const int lots = (count_listed(e, first) + lot - 1) / lot;
+    Weights<Weight, count> weights[ahead][lot];
+    DTAG_UNROLLED
+    for (int side = 0; side < ahead; ++side) {
+      int row[lot];
+      if (side < lots) load_four(listed + side * lot, row);
+      DTAG_UNROLLED
+      for (int i = 0; i < lot; ++i) {
+        weights[side][i] = {};  // else what was there before takes registers until then
+        if (side < lots) weights[side][i].stream(beyond(rows, row[i]));
+      }
+    }
+    for (int at = 0; at < lots; at += ahead) {
       DTAG_UNROLLED
       for (int side = 0; side < ahead; ++side) {
+        if (at + side >= lots) break;
+        const int next = at + side + ahead;
         int row[lot];
-        if (side < lots) load_four(listed + side * lot, row);
+        if (next < lots) load_four(listed + next * lot, row);
         DTAG_UNROLLED
         for (int i = 0; i < lot; ++i) {
-          weights[side][i] = {};  // else what was there before takes registers until then
-          if (side < lots) weights[side][i].stream(beyond(rows, row[i]));
+          float term[stride];
+          load_terms(terms + ((at + side) * lot + i) * stride, term);
+          add_row<actions, count>(term, weights[side][i], c, m);
         }
-      }
-      for (int at = 0; at < lots; at += ahead) {
-        DTAG_UNROLLED
-        for (int side = 0; side < ahead; ++side) {
-          if (at + side >= lots) break;
-          const int next = at + side + ahead;
-          int row[lot];
-          if (next < lots) load_four(listed + next * lot, row);
+        if (next < lots) {
           DTAG_UNROLLED
-          for (int i = 0; i < lot; ++i) {
-            float term[stride];
-            load_terms(terms + ((at + side) * lot + i) * stride, term);
-            add_row<actions, units>(term, weights[side][i], thread.c, thread.m);
-          }
-          if (next < lots) {
-            DTAG_UNROLLED
-            for (int i = 0; i < lot; ++i) weights[side][i].stream(beyond(rows, row[i]));
-          }
+          for (int i = 0; i < lot; ++i) weights[side][i].stream(beyond(rows, row[i]));
         }
       }
-    });
+    }
+  }
+
+  // Of its head, the unit that a thread makes the map of in part `part` of a cluster.
+  DTAG_BOTH int unit_of_part(int part, const Seat& seat) const {
+    return part * critic_.layout.threads_per_head + seat.thread;
   }
 };
 

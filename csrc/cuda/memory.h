@@ -37,8 +37,12 @@ struct Weights<float, units> {
 
   DTAG_BOTH void stream(const float* from) {
 #ifdef __CUDA_ARCH__
+    if constexpr (units == 1) {
+      asm("ld.global.nc.L1::evict_first.f32 %0, [%1];" : "=f"(numbers[0]) : "l"(from));
+      return;
+    }
 #pragma unroll
-    for (int i = 0; i < units; i += 2)
+    for (int i = 0; i + 1 < units; i += 2)
       asm("ld.global.nc.L1::evict_first.v2.f32 {%0, %1}, [%2];"
           : "=f"(numbers[i]), "=f"(numbers[i + 1])
           : "l"(from + unit_at(i)));
@@ -64,6 +68,31 @@ struct Weights<float, units> {
 };
 
 // Of bfloat16, two in a word.
+DTAG_BOTH float from_bfloat16(uint32_t high) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(high);
+#else
+  float value;
+  std::memcpy(&value, &high, sizeof(value));
+  return value;
+#endif
+}
+
+template <>
+struct Weights<uint16_t, 1> {
+  uint16_t number;
+
+  DTAG_BOTH void stream(const uint16_t* from) {
+#ifdef __CUDA_ARCH__
+    asm("ld.global.nc.L1::evict_first.u16 %0, [%1];" : "=h"(number) : "l"(from));
+#else
+    number = *from;
+#endif
+  }
+
+  DTAG_BOTH float operator[](int) const { return from_bfloat16(static_cast<uint32_t>(number) << 16); }
+};
+
 template <int units>
 struct Weights<uint16_t, units> {
   uint32_t pairs[units / 2];
@@ -92,14 +121,7 @@ struct Weights<uint16_t, units> {
   }
 
   DTAG_BOTH float operator[](int u) const {
-    const uint32_t bits = u % 2 == 0 ? pairs[u / 2] << 16 : pairs[u / 2] & 0xffff0000u;
-#ifdef __CUDA_ARCH__
-    return __uint_as_float(bits);
-#else
-    float value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-#endif
+    return from_bfloat16(u % 2 == 0 ? pairs[u / 2] << 16 : pairs[u / 2] & 0xffff0000u);
   }
 };
 

@@ -56,12 +56,12 @@ class Region {
 
   // The observation's share of z_1.
   DTAG_BOTH void observe() {
-    team_.sync_block();  // all have done with the row before
+    team_.sync();  // all have done with the row before
     const float* const raw = job_.observations + row_ * critic_.observation_dim;
     team_.share(critic_.observation_dim, [&](int i) {
       (team_.shared() + at_.observation)[i] = (raw[i] - critic_.mean[i]) / critic_.std[i];
     });
-    team_.sync_block();
+    team_.sync();
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       constexpr int ahead = Team::roomy ? 12 : 4;  // rows of weights under way
@@ -184,9 +184,7 @@ class Region {
       first_layer(base, move_, seat, thread, thread.kept);
     });
     sum_up();
-    // As the sums: the other block may still read what it was told a step ago.
-    const int changed = at_.changed + (sums_ == at_.sums ? 0 : 2);
-    return team_.any(changed, [&](Unit& thread, const Seat&) {
+    return team_.any([&](Unit& thread, const Seat&) {
       return signs_of(thread) != thread.signs;
     });
   }

@@ -1,20 +1,16 @@
 // The threads that refine one row, as walk.h is written for: in turns between which they wait. They
-// are a part of a block, a block, or the two blocks of a cluster, each of which has half of the heads
-// and a shared memory of its own.
+// are a block or a part of one.
 //
 //   units               that a thread holds
 //   each(f)             f(thread, seat) by every thread
-//   share(n, f)         f(i), i < n, each by some thread of every block
-//   shared()            the shared memory of the thread's block
+//   share(n, f)         f(i), i < n, each by some thread
+//   shared()            the team's shared memory
 //   sync()              what was written to shared memory before is seen by all after
-//   sync_block()        the same within each block
-//   any(to, f)          whether f(thread, seat) holds for any thread, to all, who wait as in sync();
-//                       in a cluster by way of two words at `to`
-//   vote(to, words, f)  bit by unit: f(thread, u) of the threads' units, to the words at `to`
-//                       of every block's shared memory, `words` a head: word `units` * warp + u has
-//                       the lanes' bits
-//   reduce(to, f)       f(thread, seat, values) gives 1 + actions values; a warp's sums to `to` of
-//                       every block's shared memory, term_stride(actions) a warp
+//   any(f)              whether f(thread, seat) holds for any thread, to all, who wait as in sync()
+//   vote(to, words, f)  bit by unit: f(thread, u) of the threads' units, to the words at `to`, `words`
+//                       a head: word `units` * warp + u has the lanes' bits
+//   reduce(to, f)       f(thread, seat, values) gives 1 + actions values; a warp's sums to `to`,
+//                       term_stride(actions) a warp
 //   warps<State>(f)     f(warp, head, first unit) by every warp: warp.each(g) is g(state, lane) by its
 //                       lanes, warp.multiply(a, b) adds to every lane's d the product of a tile
 //   lanes(f)            f(lane, index) by the 32 lanes, in every warp alike
@@ -33,10 +29,7 @@
 
 namespace dtag::cuda {
 
-// Where a thread's units lie. A pair of neighbours u = 0, 1 and, of four, another 32 units further.
-// So threads of four units add up in the order in which threads of two do: the two pairs of a thread
-// of four are those of lanes i and i + 16 of two, the first that a warp's sums bring together; its
-// neighbours of even and odd index are in two warps of theirs, the last.
+// Where a thread's units lie: a pair of neighbours u = 0, 1 and, of four, another 32 units further.
 DTAG_BOTH constexpr int unit_at(int u) { return u / 2 * 32 + u % 2; }
 
 // The number, of which the compiler is not to know that it is the same as before: what is made of it

@@ -12,27 +12,29 @@ namespace {
 // Left to itself the compiler spills registers of some kernels so that more blocks fit.
 constexpr int least_blocks(int blocks) { return blocks > 1 ? 1 : 0; }
 
-// Where a block has four rows, or one of very many threads, a thread has few registers; tiles take all.
-DTAG_BOTH constexpr bool is_roomy(int together, int threads, bool tiles) {
-  return together == 1 && threads <= most_threads && !tiles;
-}
-
 template <int actions, int together, int blocks, int threads, typename Precision>
 __global__ void __launch_bounds__(threads, least_blocks(blocks))
     walk_kernel(const __grid_constant__ Job job) {
-#if !DTAG_CLUSTERS
-  if constexpr (blocks > 1) return;
-#endif
-  extern __shared__ __align__(16) float shared[];
-  constexpr bool roomy = is_roomy(together, threads, Precision::tiles);
-  DeviceBlock<actions, together, blocks, roomy, Precision> block(job, shared);
-  refine_rows<actions, together, Precision>(block, job);
+  if constexpr (blocks == 1 || DTAG_CLUSTERS) {
+    extern __shared__ __align__(16) float shared[];
+    constexpr bool roomy = is_roomy(together, threads, Precision::tiles);
+    DeviceBlock<actions, together, blocks, roomy, Precision> block(job, shared);
+    refine_rows<actions, together, blocks, Precision>(block, job);
+  }
 }
 
 template <int actions, int together, int blocks, int threads, typename Precision>
 Kernel kernel() {
   return {reinterpret_cast<const void*>(&walk_kernel<actions, together, blocks, threads, Precision>),
-          together, blocks, blocks == 1 ? units_per_thread(actions) : units_in_cluster};
+          together, blocks, Precision::tiles || blocks > 1};
+}
+
+template <int actions, typename Precision>
+Kernel cluster_kernel() {
+  if constexpr (Precision::tiles)
+    return {};
+  else
+    return kernel<actions, 1, blocks_of_cluster(actions), most_threads, Precision>();
 }
 
 // Tiles build a row at a time.
@@ -43,7 +45,7 @@ KernelsOf::Kinds kinds() {
   constexpr int together = Precision::tiles ? 1 : rows_together(actions);
   return {kernel<actions, 1, 1, most, Precision>(),
           kernel<actions, together, 1, together == 1 ? most : most_threads_together, Precision>(),
-          kernel<actions, 1, blocks_of_cluster, most, Precision>(),
+          cluster_kernel<actions, Precision>(),
           kernel<actions, 1, 1, wide, Precision>()};
 }
 

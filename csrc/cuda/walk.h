@@ -25,9 +25,9 @@ class Walk : public Following<actions, Precision, Team> {
   using Base = Following<actions, Precision, Team>;
   using Base::Base;
 
-  // Take a row: its observation's share of z_1. Where rows are built together, list those of W_2^T
-  // that are needed at the first starting point, and be ready for add_staged().
-  DTAG_BOTH void take(int64_t row, bool together) {
+  // Take a row: its observation's share of z_1. Unless the team is to build its map alone, list the
+  // rows of W_2^T that are needed at the first starting point: be ready for add_staged() or add_part().
+  DTAG_BOTH void take(int64_t row, Building building) {
     row_ = row;
     taken_ = row < job_.rows;
     built_ = false;
@@ -52,13 +52,18 @@ class Walk : public Following<actions, Precision, Team> {
       for (int e = 0; e < 2; ++e) bias_[e] = critic_.output_bias[e];
     build_cost_ = -1.0f;
     set_out(0);
-    if (!together || !walks_ || !deep_) return;
+    if (building == Building::alone || !walks_ || !deep_) return;
     place(false);
-    begin_map();
-    list(true, 0, no_more);
+    if (building == Building::together) begin_map();
+    list(true, 0, building == Building::together ? no_more : 0);
     built_ = true;
   }
   DTAG_BOTH bool builds() const { return built_; }
+
+  // Where the map came from the cluster.
+  using Base::add_part;
+  using Base::give_part;
+  using Base::take_map;
 
   // Everything else, up to the result.
   DTAG_BOTH void finish() {
@@ -128,19 +133,16 @@ class Walk : public Following<actions, Precision, Team> {
   DTAG_BOTH float value_of(int e) const {
     return team_.pick(e, [](const Lane& lane) { return lane.q; });
   }
-  // Over the warps of a head; the two that have one warp's units in a team of more units a thread
-  // come first.
+  // Over the warps of a head.
   DTAG_BOTH float summed(int e, int i) const {
-    constexpr int joined = units_per_thread(actions) / Team::units;
     const float* const sums =
         team_.shared() + sums_ + e * at_.warps_per_head * stride + i;
     float sum = 0.0f;
 #ifdef __CUDA_ARCH__
 #pragma unroll 2
 #endif
-    for (int warp = 0; warp < at_.warps_per_head; warp += joined) {
-      float part = sums[warp * stride];
-      if constexpr (joined == 2) part += sums[(warp + 1) * stride];
+    for (int warp = 0; warp < at_.warps_per_head; ++warp) {
+      const float part = sums[warp * stride];
       sum = warp == 0 ? part : sum + part;
     }
     return sum;

@@ -9,14 +9,14 @@ struct Kernel {
   const void* function = nullptr;  // void(const Job)
   int together = 1;                // rows that a block takes at a time
   int blocks = 1;                  // that take a row
-  int units = 0;                   // of a thread
+  bool has_map = false;            // SharedLayout
 };
 
 struct KernelsOf {
   struct Kinds {
     Kernel row;      // a row a block
     Kernel rows;     // rows_together(actions) a block
-    Kernel cluster;  // a row a cluster; for compute capability 9.0 and above
+    Kernel cluster;  // a row a cluster; for compute capability 9.0 and above, none of tf32x3
     Kernel wide;     // a row a block of more threads than `row` takes
   };
   int actions;

@@ -159,6 +159,14 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     return Packed(native, tensors, size, critic.action_dim, device)
 
 
+def kernels(critic: Packed) -> tuple[Kernel, ...]:
+    """What `run` may be asked for. A cluster needs compute capability 9.0 or above and takes 1024
+    hidden units of a layer of all heads, 512 with more than eight action dimensions; none of tf32x3.
+    """
+    reason = _load().why_no_cluster(critic.native, critic.device.index or 0)
+    return ("row", "rows") if reason is not None else ("row", "rows", "cluster")
+
+
 def run(
     critic: Packed,
     observations: Tensor,
@@ -171,8 +179,8 @@ def run(
     """Refine observations [B, S] and actions [B, N, A], float32 and contiguous, to [B, A].
 
     `kernel` says who takes a row: a block ("row"), a block with other rows beside it ("rows"), or a
-    cluster of two blocks ("cluster": compute capability 9.0 or above and an even number of heads,
-    else RuntimeError). "auto" leaves it to the batch's size. The result is the same, bit for bit.
+    cluster of blocks, which build its map together ("cluster"; RuntimeError where `kernels` has
+    none). "auto" leaves it to the batch's size. The result is the same, bit for bit.
     """
     batch, starts, action_dim = actions.shape
     given = (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dtag_fast import Critic, Refiner, refine
 from dtag_fast.refinement import RefineInfo, RefineOptions, cuda
-from dtag_fast.refinement.execution import Execution
+from dtag_fast.refinement.execution import Execution, Precision
 from dtag_fast.refinement.parity import Standard, random_batch, random_critic
 from tests.refinement.emulation import emulated, emulation
 
@@ -40,9 +40,9 @@ def run(
     return cuda.run(packed, observations, actions, options, execution, **how)
 
 
-def kernels(critic: Critic) -> tuple[cuda.Kernel, ...]:
-    """Those there are for the critic: a cluster takes an even number of heads."""
-    return ("row", "rows", "cluster") if critic.heads % 2 == 0 else ("row", "rows")
+def kernels(critic: Critic, precision: Precision = "fp32") -> tuple[cuda.Kernel, ...]:
+    """Those there are for the critic."""
+    return cuda.kernels(cuda.pack(critic, precision))
 
 
 def same(ours: tuple[Tensor, RefineInfo], theirs: tuple[Tensor, RefineInfo]) -> bool:
@@ -96,6 +96,7 @@ def test_parity_of_ten_heads(action_dim: int) -> None:
     parity = Standard(critic, *batch, options).measure(alone[0])
     assert parity.holds, parity
     assert same(alone, run(critic, batch, options, kernel="rows"))
+    assert kernels(critic) == ("row", "rows")
     with pytest.raises(RuntimeError, match="heads times hidden units are too many for a cluster"):
         run(critic, batch, options, kernel="cluster")
 
@@ -168,7 +169,7 @@ def test_bf16_is_the_critic_with_rounded_weights() -> None:
         rounded.weights[1].copy_(rounded.weights[1].to(torch.bfloat16))
     batch = random_batch(critic, 6)
     for algorithm in ("auto", "dense"):
-        for kernel in kernels(critic):
+        for kernel in kernels(critic, "bf16"):
             how: dict[str, Any] = {"kernel": kernel, "algorithm": algorithm}
             ours = run(critic, batch, PLAIN, precision="bf16", **how)
             assert same(ours, run(rounded, batch, PLAIN, **how))
@@ -206,7 +207,7 @@ def test_tf32x3_is_as_exact_as_fp32(
         first = run(critic, batch, options, precision="tf32x3")
         parity = Standard(critic, *batch, options).measure(first[0])
         assert parity.holds, (steps, parity)
-        for kernel in kernels(critic):
+        for kernel in kernels(critic, "tf32x3"):
             other = run(critic, batch, options, precision="tf32x3", kernel=kernel)
             assert same(first, other), (steps, kernel)
     assert not torch.equal(first[0], run(critic, batch, options)[0])
@@ -252,10 +253,12 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.usefixtures("emulator")
-def test_a_cluster_takes_an_even_number_of_heads() -> None:
+def test_tiles_take_no_cluster() -> None:
     critic = random_critic(heads=3)
-    with pytest.raises(RuntimeError, match="a cluster takes an even number of heads"):
-        run(critic, random_batch(critic, 2), PLAIN, kernel="cluster")
+    assert kernels(critic) == kernels(critic, "bf16") == ("row", "rows", "cluster")
+    assert kernels(critic, "tf32x3") == ("row", "rows")
+    with pytest.raises(RuntimeError, match="with precision tf32x3 there are no clusters"):
+        run(critic, random_batch(critic, 2), PLAIN, kernel="cluster", precision="tf32x3")
     with pytest.raises(ValueError, match="kernel: unknown word 'fast'"):
         run(critic, random_batch(critic, 2), PLAIN, kernel="fast")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dtag_fast import Critic, RefineInfo, Refiner, refine
 from dtag_fast.refinement import backends, cuda
-from dtag_fast.refinement.execution import Execution
+from dtag_fast.refinement.execution import Execution, Precision
 from dtag_fast.refinement.parity import Standard, random_batch, random_critic
 
 pytestmark = [
@@ -43,10 +43,9 @@ def on_gpu(critic: Critic, batch: tuple[Tensor, Tensor], **words: Any) -> tuple[
     return result.cpu(), RefineInfo(**back)
 
 
-def kernels() -> tuple[cuda.Kernel, ...]:
-    """Those this device has, for an even number of heads."""
-    clusters = torch.cuda.get_device_capability() >= (9, 0)
-    return ("row", "rows", "cluster") if clusters else ("row", "rows")
+def kernels(critic: Critic, precision: Precision = "fp32") -> tuple[cuda.Kernel, ...]:
+    """Those this device has for the critic."""
+    return cuda.kernels(cuda.pack(copy.deepcopy(critic).cuda(), precision))
 
 
 SHAPES: list[tuple[tuple[int, ...], int, int]] = [
@@ -82,7 +81,7 @@ def test_parity_of_shapes(hidden: tuple[int, ...], action_dim: int, heads: int, 
             assert parity.holds, (steps, algorithm, parity)
             assert info.q.isfinite().all()
             assert (info.q >= info.q_initial).all()
-            for kernel in kernels() if heads in (2, 4) else ():
+            for kernel in kernels(critic):
                 again, _ = on_gpu(critic, batch, algorithm=algorithm, kernel=kernel, **words)
                 assert torch.equal(again, result), (steps, algorithm, kernel)
 
@@ -101,7 +100,7 @@ def test_parity_of_options(optimizer: str, ensemble: str) -> None:
         words: dict[str, Any] = {"optimizer": optimizer, "ensemble": ensemble, "step_size": 0.03}
         words |= extra
         standard = Standard(critic, *batch, Refiner(critic, backend="reference", **words).options)
-        for kernel in kernels():
+        for kernel in kernels(critic):
             parity = standard.measure(on_gpu(critic, batch, kernel=kernel, **words)[0])
             assert parity.holds, (extra, kernel, parity)
 
@@ -132,7 +131,7 @@ def test_a_row_is_the_same_in_any_batch() -> None:
         part, _ = on_gpu(critic, (observations[rows], actions[rows].contiguous()))
         assert torch.equal(part.nan_to_num(), whole[rows].nan_to_num())
     assert torch.equal(whole[3], actions[3])
-    for kernel in kernels():
+    for kernel in kernels(critic):
         again, _ = on_gpu(critic, (observations, actions), kernel=kernel)
         assert torch.equal(again.nan_to_num(), whole.nan_to_num()), kernel
 
@@ -156,7 +155,7 @@ def test_bf16_is_the_critic_with_rounded_weights() -> None:
     with torch.no_grad():
         rounded.weights[1].copy_(rounded.weights[1].to(torch.bfloat16))
     batch = random_batch(critic, 6)
-    for kernel in kernels():
+    for kernel in kernels(critic, "bf16"):
         ours, _ = on_gpu(critic, batch, precision="bf16", kernel=kernel)
         assert torch.equal(ours, on_gpu(rounded, batch, kernel=kernel)[0])
 
@@ -172,7 +171,7 @@ def test_tf32x3_is_as_exact_as_fp32(action_dim: int) -> None:
     first, _ = on_gpu(critic, (observations, actions), **words)
     parity = standard.measure(first[:64])
     assert parity.holds, parity
-    for kernel in kernels():
+    for kernel in kernels(critic, "tf32x3"):
         again, _ = on_gpu(critic, (observations, actions), kernel=kernel, **words)
         assert torch.equal(again, first), kernel
 

@@ -9,24 +9,29 @@ namespace {
 constexpr int64_t blocks = 3;  // so that each takes several rows
 uint32_t turn = 0;             // another order of turns at each launch
 
-// ranks: blocks of a team.
-template <int actions, int together, int ranks, typename Precision>
+template <int actions, int together, int blocks_of_row, int threads, typename Precision>
 void run(Job job) {
   ++turn;
-  using Block = HostBlock<actions, together, ranks, Precision>;
-  job.shared = SharedLayout(job.critic, Block::Team::units);
+  constexpr bool roomy = is_roomy(together, threads, Precision::tiles);
+  using Block = HostBlock<actions, together, blocks_of_row, roomy, Precision>;
+  job.shared = SharedLayout(job.critic, Precision::tiles || blocks_of_row > 1);
   for (int64_t index = blocks - 1; index >= 0; --index) {
     Block block(job, index, blocks, turn);
-    refine_rows<actions, together, Precision>(block, job);
+    refine_rows<actions, together, blocks_of_row, Precision>(block, job);
   }
 }
 
 template <int actions, typename Precision>
 void run(const Job& job, Kind kind) {
   constexpr int together = Precision::tiles ? 1 : rows_together(actions);
-  if (kind == Kind::cluster) return run<actions, 1, blocks_of_cluster, Precision>(job);
-  if (kind == Kind::rows && fits_together(job.critic)) return run<actions, together, 1, Precision>(job);
-  return run<actions, 1, 1, Precision>(job);
+  if constexpr (!Precision::tiles)
+    if (kind == Kind::cluster)
+      return run<actions, 1, blocks_of_cluster(actions), most_threads, Precision>(job);
+  if (kind == Kind::rows && fits_together(job.critic))
+    return run<actions, together, 1, together == 1 ? most_threads : most_threads_together, Precision>(job);
+  if (job.critic.heads * job.critic.layout.threads_per_head > most_threads)
+    return run<actions, 1, 1, most_threads_wide, Precision>(job);
+  return run<actions, 1, 1, most_threads, Precision>(job);
 }
 
 template <int actions>
@@ -42,6 +47,7 @@ void run(const Job& job, Kind kind) {
 
 const char* why_not(int) { return nullptr; }
 const char* prepare(const PackedCritic&, int) { return nullptr; }
+const char* why_no_cluster(const PackedCritic& critic, int) { return why_no_cluster(critic); }
 
 // As the device might: fewer threads a row in larger batches.
 const char* launch(const Job& job, Kind kind, int, uintptr_t) {

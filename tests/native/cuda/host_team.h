@@ -11,6 +11,7 @@
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <stdexcept>
 #include <vector>
 
 #include "job.h"
@@ -71,87 +72,71 @@ struct HostWarp {
   }
 };
 
-// ranks: blocks, each with half of the heads and a memory of its own where there are two.
-template <int actions, int ranks>
+template <int actions, bool has_room>
 class HostTeam {
  public:
-  static constexpr int units = ranks > 1 ? units_in_cluster : units_per_thread(actions);
+  static constexpr int units = units_per_thread(actions);
   using Unit = Thread<actions, units>;
-  static constexpr bool roomy = ranks > 1;
+  static constexpr bool roomy = has_room;
 
-  // shared: the memory of the first block; the next one's follows.
   HostTeam(const Job& job, float* shared, Turns* turns)
-      : threads_per_head_(job.critic.layout.width / units),
+      : threads_per_head_(job.critic.layout.threads_per_head),
         heads_(job.critic.heads),
-        memory_(shared),
-        apart_(job.shared.floats),
+        shared_(shared),
         turns_(turns),
         units_(static_cast<size_t>(heads_) * threads_per_head_) {
     std::memset(units_.data(), 0xff, units_.size() * sizeof(Unit));  // NaN
     std::memset(lanes_, 0xff, sizeof(lanes_));
   }
 
-  // Of the block whose thread has its turn; what all threads compute is computed now with one block's
-  // memory, now with the other's.
-  float* shared() const { return memory_ + rank_ * apart_; }
-  void sync() { rank_ = (rank_ + 1) % ranks; }
-  void sync_block() { sync(); }
+  float* shared() const { return shared_; }
+  void sync() const {}
 
   template <typename F>
   void each(F f) {
-    by_heads(count(), [&](int i) { f(units_[i], seat(i)); });
+    turns_->take(count(), [&](int i) { f(units_[i], seat(i)); });
   }
 
   template <typename F>
   void share(int n, F f) {
-    by_heads(count(), [&](int thread) {
-      const int of_block = count() / ranks;
-      for (int i = thread % of_block; i < n; i += of_block) f(i);
-    });
+    turns_->take(n, f);
   }
 
   template <typename F>
-  bool any(int to, F f) {
-    int found[2] = {};
-    by_heads(count(), [&](int i) {
-      if (f(units_[i], seat(i))) found[rank_] = 1;
-    });
-    if (ranks == 1) return found[0] != 0;
-    for (int rank = 0; rank < ranks; ++rank) push(to + rank, found[rank]);
-    sync();
-    int seen[2];
-    std::memcpy(seen, shared() + to, sizeof(seen));
-    return (seen[0] | seen[1]) != 0;
+  bool any(F f) {
+    bool found = false;
+    turns_->take(count(), [&](int i) { found = f(units_[i], seat(i)) || found; });
+    return found;
   }
 
   template <typename F>
   void vote(int to, int words_per_head, F f) {
-    by_heads(count() / warp_size, [&](int warp) {
+    turns_->take(count() / warp_size, [&](int warp) {
       const int first = warp * warp_size, e = first / threads_per_head_;
       for (int u = 0; u < units; ++u) {
         uint32_t word = 0;
         for (int lane = 0; lane < warp_size; ++lane)
           word |= (f(units_[first + lane], u) ? 1u : 0u) << lane;
-        push(to + e * words_per_head + first % threads_per_head_ / warp_size * units + u, word);
+        put(to + e * words_per_head + first % threads_per_head_ / warp_size * units + u, word);
       }
     });
   }
 
   template <typename F>
   void reduce(int to, F f) {
-    by_heads(count() / warp_size, [&](int warp) {
+    turns_->take(count() / warp_size, [&](int warp) {
       const int first = warp * warp_size;
       float values[warp_size][1 + actions];
       for (int lane = 0; lane < warp_size; ++lane)
         f(units_[first + lane], seat(first + lane), values[lane]);
       for (int i = 0; i <= actions; ++i)
-        push(to + warp * term_stride(actions) + i, tree_sum([&](int lane) { return values[lane][i]; }));
+        put(to + warp * term_stride(actions) + i, tree_sum([&](int lane) { return values[lane][i]; }));
     });
   }
 
   template <typename State, typename F>
   void warps(F f) {
-    by_heads(count() / warp_size, [&](int index) {
+    turns_->take(count() / warp_size, [&](int index) {
       const int first = index * warp_size;
       HostWarp<State> warp;
       f(warp, first / threads_per_head_, first % threads_per_head_ * units);
@@ -193,21 +178,9 @@ class HostTeam {
     return Seat::of<units>(i / threads_per_head_, i % threads_per_head_, threads_per_head_ * units);
   }
 
-  // f(i), i < n, of threads or warps, each in its head's block.
-  template <typename F>
-  void by_heads(int n, F f) {
-    const int rank = rank_;
-    turns_->take(n, [&](int i) {
-      rank_ = i / (n / ranks);
-      f(i);
-    });
-    rank_ = rank;
-  }
-
   template <typename Word>
-  void push(int to, Word value) const {
-    for (int rank = 0; rank < ranks; ++rank)
-      std::memcpy(memory_ + rank * apart_ + to, &value, sizeof(value));
+  void put(int to, Word value) const {
+    std::memcpy(shared_ + to, &value, sizeof(value));
   }
 
   // In the order of the device's exchanges between lanes.
@@ -221,27 +194,26 @@ class HostTeam {
   }
 
   int threads_per_head_, heads_;
-  float* memory_;
-  int apart_;  // the blocks' memories
-  int rank_ = 0;
+  float* shared_;
   Turns* turns_;
   std::vector<Unit> units_;
   Lane lanes_[warp_size];
 };
 
-template <int actions, int together, int ranks, typename Precision>
+// blocks: of a cluster, all of them, each with a team and a memory of its own.
+template <int actions, int together, int blocks, bool roomy, typename Precision>
 class HostBlock {
  public:
-  using Team = HostTeam<actions, ranks>;
+  using Team = HostTeam<actions, roomy>;
 
   HostBlock(const Job& job, int64_t index, int64_t count, uint32_t turn)
       : index_(index),
         count_(count),
         at_(job.shared),
         turns_{turn},
-        memory_(together * ranks * at_.floats + staged_bytes(job.critic, together) / sizeof(float),
+        memory_(teams_ * at_.floats + staged_bytes(job.critic, together) / sizeof(float),
                 std::numeric_limits<float>::quiet_NaN()) {
-    for (int r = 0; r < together; ++r)
+    for (int r = 0; r < teams_; ++r)
       walks_.emplace_back(Team(job, memory_.data() + r * at_.floats, &turns_), job);
   }
 
@@ -249,6 +221,11 @@ class HostBlock {
   int64_t count() const { return count_; }
   void* staging() { return memory_.data() + together * at_.floats; }
   void sync() const {}
+  float* first_shared() { return memory_.data(); }
+
+  // Nobody may wait for those who did not arrive, nor arrive again before.
+  void arrive() { arrive_or_wait(true); }
+  void wait() { arrive_or_wait(false); }
 
   // A copy is made no sooner than it is waited for.
   void copy(void* to, const void* from, int bytes) { lots_.back().push_back({to, from, bytes}); }
@@ -262,10 +239,17 @@ class HostBlock {
 
   template <typename F>
   void teams(F f) {
-    turns_.take(together, [&](int r) { f(walks_[r], r); });
+    turns_.take(teams_, [&](int r) { f(walks_[r], r); });
   }
 
  private:
+  static constexpr int teams_ = together * blocks;
+
+  void arrive_or_wait(bool arrives) {
+    if (arrives == arrived_) throw std::logic_error("a cluster's blocks arrive and wait in turn");
+    arrived_ = arrives;
+  }
+
   struct Copy {
     void* to;
     const void* from;
@@ -273,6 +257,7 @@ class HostBlock {
   };
 
   int64_t index_, count_;
+  bool arrived_ = false;
   const SharedLayout at_;
   Turns turns_;
   std::vector<float> memory_;

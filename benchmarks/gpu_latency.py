@@ -19,7 +19,7 @@ from benchmarks.cases import HOPPER, STANDING, Case
 from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import BACKENDS, Refiner, cuda
 from dtag_fast.refinement.backends import reason_against
-from dtag_fast.refinement.execution import Execution
+from dtag_fast.refinement.execution import Execution, Precision
 from dtag_fast.refinement.graph import capture
 from dtag_fast.refinement.parity import Standard
 
@@ -65,7 +65,7 @@ class Timed:
     """What one refinement is timed on."""
 
     case: Case
-    precision: str = "fp32"
+    precision: Precision = "fp32"
 
 
 def cases(quick: bool = False) -> list[Timed]:
@@ -281,11 +281,11 @@ def _times(
 ) -> dict[str, Any]:
     if name not in BACKENDS:
         return {"note": "not in this version"}
-    execution = Execution.check(algorithm="auto", precision=timed.precision, threads=None)  # type: ignore[arg-type]
+    execution = Execution.check(algorithm="auto", precision=timed.precision, threads=None)
     reason = reason_against(name, critic, standard.options, execution)
     if reason is not None:
         return {"note": reason[:100]}
-    refiner = Refiner(critic, backend=name, precision=timed.precision, **words)  # type: ignore[arg-type]
+    refiner = Refiner(critic, backend=name, precision=timed.precision, **words)
     packed = None if kernel is None else cuda.pack(critic, execution.precision)
 
     def refine() -> Tensor:

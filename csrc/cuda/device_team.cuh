@@ -92,8 +92,8 @@ template <int actions, bool alone, bool has_room>
 class DeviceTeam {
  public:
   static constexpr int units = units_per_thread(actions);
-  using Unit = Thread<actions, units>;
   static constexpr bool roomy = has_room;
+  using Unit = Thread<actions, units, roomy>;
 
   __device__ DeviceTeam(const PackedCritic& critic, int thread, int index, float* shared)
       : index_(index),

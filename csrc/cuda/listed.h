@@ -107,12 +107,6 @@ class Listed : public Region<actions, Precision, Team> {
     return team_.shared() + at_.terms + e * at_.capacity * stride;
   }
   DTAG_BOTH int row_bytes() const { return width() * static_cast<int>(sizeof(Weight)); }
-  // By an offset of a list. Not negative, which takes fewer instructions to add.
-  template <typename Number>
-  DTAG_BOTH static const Number* beyond(const Number* rows, int bytes) {
-    return reinterpret_cast<const Number*>(reinterpret_cast<const char*>(rows) +
-                                           static_cast<uint32_t>(bytes));
-  }
   DTAG_BOTH static void load_terms(const float* from, float (&term)[stride]) {
     DTAG_UNROLLED
     for (int i = 0; i < stride; i += 4) load_four(from + i, term + i);

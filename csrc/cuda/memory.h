@@ -10,6 +10,13 @@
 
 namespace dtag::cuda {
 
+// `bytes` further on. Not negative, which takes fewer instructions to add.
+template <typename Number>
+DTAG_BOTH const Number* beyond(const Number* from, int bytes) {
+  return reinterpret_cast<const Number*>(reinterpret_cast<const char*>(from) +
+                                         static_cast<uint32_t>(bytes));
+}
+
 // Numbers that many rows need again. A thread's units, from the first on: pairs of neighbours, 32
 // units apart (team.h).
 template <int count>

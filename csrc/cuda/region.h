@@ -21,7 +21,7 @@ template <int actions, typename Precision, typename Team>
 class Region {
  public:
   static constexpr int units = Team::units;
-  using Unit = Thread<actions, units>;
+  using Unit = typename Team::Unit;
   using Weight = typename Precision::Weight;
 
   DTAG_BOTH Region(const Team& team, const Job& job)
@@ -54,6 +54,28 @@ class Region {
     return team_.shared() + array + seat.first;
   }
 
+  // Send for what does not depend on the observation; where there are registers for it, long before.
+  DTAG_BOTH void send_for_weights() {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = anew(here);
+      send_for_rows(0, thread, seat);
+      load<units>(critic_.first_bias + seat.first, thread.kept);
+      load<units>(critic_.output + seat.first, thread.output);
+      if constexpr (keeps_first)
+        for (int a = 0; a < actions; ++a) load_first(seat, a, thread.first[a]);
+    });
+  }
+  // Of W_1s^T, those from `first` on.
+  DTAG_BOTH void send_for_rows(int first, Unit& thread, const Seat& seat) const {
+    const int dimensions = critic_.observation_dim;
+    const int own = (seat.head * (dimensions - 1) * width() + seat.first) * static_cast<int>(sizeof(float));
+    DTAG_UNROLLED
+    for (int i = 0; i < Unit::rows_sent_for; ++i)
+      if (first + i < dimensions)
+        load<units>(beyond(critic_.observation_weights + (first + i) * width(), own),
+                    thread.sent_for[i]);
+  }
+
   // The observation's share of z_1.
   DTAG_BOTH void observe() {
     team_.sync();  // all have done with the row before
@@ -62,34 +84,26 @@ class Region {
       (team_.shared() + at_.observation)[i] = (raw[i] - critic_.mean[i]) / critic_.std[i];
     });
     team_.sync();
+    if constexpr (!Team::roomy) send_for_weights();
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      constexpr int ahead = Team::roomy ? 12 : 4;  // rows of weights under way
-      const int dimensions = critic_.observation_dim;
-      float share[units];
-      load<units>(critic_.first_bias + seat.first, share);
-      if constexpr (Team::roomy) load<units>(critic_.output + seat.first, thread.output);
-      if constexpr (keeps_first)
-        for (int a = 0; a < actions; ++a) load_first(seat, a, thread.first[a]);
       const float* const standardised = team_.shared() + at_.observation;
-      const float* const weights =
-          critic_.observation_weights + seat.head * dimensions * width() + in_head(seat);
-      for (int first = 0; first < dimensions; first += ahead) {
-        float w[ahead][units];
+      for (int first = 0; first < critic_.observation_dim; first += Unit::rows_sent_for) {
+        float x[Unit::rows_sent_for];
         DTAG_UNROLLED
-        for (int i = 0; i < ahead; ++i) {
-          const int row = first + i < dimensions ? first + i : dimensions - 1;
-          load<units>(weights + row * width(), w[i]);
-        }
+        for (int i = 0; i < Unit::rows_sent_for; i += 4)
+          if (first + i < critic_.observation_dim) load_four(standardised + first + i, x + i);
         DTAG_UNROLLED
-        for (int i = 0; i < ahead; ++i)
-          if (first + i < dimensions) {
+        for (int i = 0; i < Unit::rows_sent_for; ++i)
+          if (first + i < critic_.observation_dim) {
             DTAG_UNROLLED
             for (int u = 0; u < units; ++u)
-              share[u] = fmaf(standardised[first + i], w[i][u], share[u]);
+              thread.kept[u] = fmaf(x[i], thread.sent_for[i][u], thread.kept[u]);
           }
+        if (first + Unit::rows_sent_for < critic_.observation_dim)
+          send_for_rows(first + Unit::rows_sent_for, thread, seat);
       }
-      for (int u = 0; u < units; ++u) own(at_.share, seat)[unit_at(u)] = share[u];
+      for (int u = 0; u < units; ++u) own(at_.share, seat)[unit_at(u)] = thread.kept[u];
     });
   }
 

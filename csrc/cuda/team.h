@@ -86,13 +86,15 @@ DTAG_BOTH int count_before(const uint32_t* words, int lane, int u) {
 }
 
 // What a thread keeps in registers: its units' part of the walk.
-template <int actions, int units>
+template <int actions, int units, bool roomy>
 struct Thread {
+  static constexpr int rows_sent_for = roomy ? 20 : 4;
   float c[units];           // z_2 = c + M d
   float m[actions][units];
   float first[actions][units];  // W_1a, where there are registers for it
   float output[units];      // w, likewise
   float base[units];        // z_1 at the base of the region, likewise
+  float sent_for[rows_sent_for][units];  // of W_1s^T, while the observation is taken
   float kept[units];        // z_1 where signs were last looked at; the full network's slopes
   float top[units];         // the full network's last layer
   uint32_t signs;           // of z_1 in the region, a bit a unit

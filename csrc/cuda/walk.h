@@ -35,13 +35,14 @@ class Walk : public Following<actions, Precision, Team> {
     // What the row before left would take registers until it is written over.
     team_.each([](auto& thread, const Seat&) { thread = {}; });
     team_.lanes([](Lane& lane, int) { lane = {}; });
-    observe();
+    if constexpr (Team::roomy) send_for_weights();
     const Settings& settings = job_.settings;
     team_.lanes([&](Lane& lane, int k) {
       lane.bias = k < critic_.heads ? critic_.output_bias[k] : 0.0f;
       lane.low = settings.low[k];
       lane.high = settings.high[k];
     });
+    send_for(0);
     finite_ = *critic_.finite != 0;
     walks_ = !job_.dense && finite_;
     failed_ = false;
@@ -51,7 +52,8 @@ class Walk : public Following<actions, Precision, Team> {
     if (usual_)
       for (int e = 0; e < 2; ++e) bias_[e] = critic_.output_bias[e];
     build_cost_ = -1.0f;
-    set_out(0);
+    observe();
+    set_out();
     if (building == Building::alone || !walks_ || !deep_) return;
     place(false);
     if (building == Building::together) begin_map();
@@ -71,7 +73,8 @@ class Walk : public Following<actions, Precision, Team> {
     set_counts(0);
     while (!refine()) {
       walks_ = usual_ = failed_ = false;
-      set_out(0);
+      send_for(0);
+      set_out();
     }
     if (!walks_) set_counts(job_.starts * job_.settings.steps);
   }
@@ -94,6 +97,7 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::observe;
   using Base::place;
   using Base::row_;
+  using Base::send_for_weights;
   using Base::stride;
   using Base::sums_;
   using Base::team_;
@@ -101,13 +105,16 @@ class Walk : public Following<actions, Precision, Team> {
 
   // ---- the row ----
 
-  // Stand at a starting point.
-  DTAG_BOTH void set_out(int start) {
+  // A starting point; then, to stand there.
+  DTAG_BOTH void send_for(int start) {
     const float* const from =
         job_.actions + (row_ * job_.starts + start) * critic_.action_dim;
+    team_.lanes([&](Lane& lane, int k) { lane.initial = k < critic_.action_dim ? from[k] : 0.0f; });
+  }
+  DTAG_BOTH void set_out() {
     team_.lanes([&](Lane& lane, int k) {
-      const float x = k < critic_.action_dim ? into_box(lane.low, lane.high, from[k]) : 0.0f;
-      lane.initial = lane.action = lane.best = x;
+      if (k < critic_.action_dim) lane.initial = into_box(lane.low, lane.high, lane.initial);
+      lane.action = lane.best = lane.initial;
       lane.first = lane.second = 0.0f;
     });
     spread_action();
@@ -153,7 +160,10 @@ class Walk : public Following<actions, Precision, Team> {
   // From every starting point; false if the walk met a number that is not finite.
   DTAG_BOTH bool refine() {
     for (int start = 0; start < job_.starts; ++start) {
-      if (start > 0) set_out(start);
+      if (start > 0) {
+        send_for(start);
+        set_out();
+      }
       climb();
       if (failed_) return false;
       compete(start);

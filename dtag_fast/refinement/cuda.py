@@ -160,8 +160,10 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
 
 
 def kernels(critic: Packed) -> tuple[Kernel, ...]:
-    """What `run` may be asked for. A cluster needs compute capability 9.0 or above and takes 1024
-    hidden units of a layer of all heads, 512 with more than eight action dimensions; none of tf32x3.
+    """What `run` may be asked for.
+
+    A cluster needs compute capability 9.0 or above and takes up to 1024 hidden units of a layer of
+    all heads, or 512 with more than eight action dimensions; with tf32x3 there is none.
     """
     reason = _load().why_no_cluster(critic.native, critic.device.index or 0)
     return ("row", "rows") if reason is not None else ("row", "rows", "cluster")

@@ -76,8 +76,8 @@ template <int actions, bool has_room>
 class HostTeam {
  public:
   static constexpr int units = units_per_thread(actions);
-  using Unit = Thread<actions, units>;
   static constexpr bool roomy = has_room;
+  using Unit = Thread<actions, units, roomy>;
 
   HostTeam(const Job& job, float* shared, Turns* turns)
       : threads_per_head_(job.critic.layout.threads_per_head),

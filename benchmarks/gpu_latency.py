@@ -285,7 +285,7 @@ def _times(
     reason = reason_against(name, critic, standard.options, execution)
     if reason is not None:
         return {"note": reason[:100]}
-    refiner = Refiner(critic, backend=name, precision=timed.precision, **words)
+    refiner = Refiner(critic, backend=name, precision=timed.precision, **words)  # type: ignore[arg-type]
     packed = None if kernel is None else cuda.pack(critic, execution.precision)
 
     def refine() -> Tensor:

@@ -143,15 +143,14 @@ class DeviceTeam {
   }
 
   template <typename F>
-  __device__ __forceinline__ void vote(int to, int words_per_head, F f) const {
-    uint32_t word = 0;
-    const int lane = lane_index();
+  __device__ __forceinline__ void vote(int to, F f) {
+    int count = 0;
 #pragma unroll
     for (int u = 0; u < units; ++u) {
-      const uint32_t ballot = __ballot_sync(0xffffffffu, f(unit_, u));
-      if (lane == u) word = ballot;
+      unit_.votes[u] = __ballot_sync(0xffffffffu, f(unit_, u));
+      count += __popc(unit_.votes[u]);
     }
-    if (lane < units) put(to + seat_.head * words_per_head + seat_.thread / warp_size * units + lane, word);
+    if (lane_index() == 0) put(to + thread_ / warp_size, count);
   }
 
   template <typename F>
@@ -195,14 +194,6 @@ class DeviceTeam {
   template <typename F>
   __device__ __forceinline__ float pick(int index, F f) const {
     return __shfl_sync(0xffffffffu, f(lane_), index);
-  }
-
-  template <typename F>
-  __device__ __forceinline__ int count_bits(int words, F f) const {
-    int count = 0;
-#pragma unroll 1
-    for (int i = lane_index(); i < words; i += warp_size) count += __popc(f(i));
-    return __reduce_add_sync(0xffffffffu, count);
   }
 
   template <typename F>

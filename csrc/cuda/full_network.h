@@ -58,13 +58,13 @@ class FullNetwork : public Listed<actions, Precision, Team> {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       float share[units], z[units];
-      for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[unit_at(u)];
+      for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[u];
       first_layer(share, x, seat, thread, z);
       for (int u = 0; u < units; ++u) {
-        const bool real = in_head(seat) + unit_at(u) < critic_.first_units;
+        const bool real = in_head(seat) + u < critic_.first_units;
         thread.kept[u] = real ? slope_at(z[u], negative_slope) : 0.0f;
         thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
-        own(at_.hidden, seat)[unit_at(u)] = thread.top[u];
+        own(at_.hidden, seat)[u] = thread.top[u];
       }
     });
     team_.sync();
@@ -72,13 +72,13 @@ class FullNetwork : public Listed<actions, Precision, Team> {
       team_.each([&](Unit& thread, const Seat& here) {
         const Seat seat = anew(here);
         float z[units], output[units];
-        load<units>(critic_.second_bias + seat.first, z);
+        load(critic_.second_bias + seat.first, z);
         get_output(thread, seat, output);
         full_product(critic_.transposed, seat.head * width(), critic_.first_units,
                      team_.shared() + at_.hidden + seat.head * width(), seat, z);
         for (int u = 0; u < units; ++u) {
-          const bool real = in_head(seat) + unit_at(u) < critic_.top_units;
-          own(at_.slope, seat)[unit_at(u)] =
+          const bool real = in_head(seat) + u < critic_.top_units;
+          own(at_.slope, seat)[u] =
               real ? output[u] * slope_at(z[u], negative_slope) : 0.0f;
           thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
         }
@@ -95,7 +95,7 @@ class FullNetwork : public Listed<actions, Precision, Team> {
         full_product(critic_.weight, seat.head * critic_.top_units, critic_.top_units,
                      team_.shared() + at_.slope + seat.head * width(), seat, back);
       for (int u = 0; u < units; ++u) {
-        const int k = in_head(seat) + unit_at(u);
+        const int k = in_head(seat) + u;
         top[u] = k < critic_.top_units ? output[u] : 0.0f;
         slope[u] = k < critic_.first_units ? back[u] * thread.kept[u] : 0.0f;
       }

@@ -36,7 +36,7 @@ DTAG_BOTH constexpr int most_threads_of(Precision precision) {
 
 // The shapes there are kernels for. `actions` is the number of action dimensions that a kernel has
 // registers for; unused ones are zeros. A thread holds four hidden units, or two where more dimensions
-// leave registers for no more; team.h says which.
+// leave registers for no more.
 constexpr int kernel_actions[] = {2, 4, 6, 8, 12, 17, 24, 32};
 DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 : 2; }
 // Of a cluster: they build a row's map together, a hidden unit a thread.
@@ -160,13 +160,12 @@ struct SharedLayout {
   static constexpr int most_terms = 20480;
   static constexpr int listed_together = 4;  // capacity is a multiple of it
 
-  int words_per_head;
   int warps_per_head;
   int observation;  // [S], standardised
   int share;        // [E, P], W_1s s + b_1
   int base;         // [E, P], z_1 at the base of the region, where threads have no room for it
   int sums;         // [2, E, warps, term_stride(actions)], sums of a warp: q, then the gradient
-  int words;        // [E, words], a bit for each unit that changes: Team::vote
+  int votes;        // [E, warps], integers: how many units change
   int capacity;     // of the lists that follow: how many rows of W_2^T
   int listed;       // [E, capacity + 4], integers: where the rows lie in the head's, in bytes
   int terms;        // [E, capacity, term_stride(actions)], their 1 + A coefficients
@@ -179,7 +178,6 @@ struct SharedLayout {
     const Layout& layout = critic.layout;
     const int heads = critic.heads, stride = term_stride(layout.actions);
     warps_per_head = layout.threads_per_head / warp_size;
-    words_per_head = layout.width / warp_size;
     const int all = heads * layout.width;
     capacity = most_terms / (heads * stride) / listed_together * listed_together;
     if (capacity > layout.width) capacity = layout.width;
@@ -187,8 +185,8 @@ struct SharedLayout {
     share = observation + (critic.observation_dim + 3) / 4 * 4;
     base = share + all;
     sums = base + all;
-    words = sums + 2 * heads * warps_per_head * stride;
-    listed = (words + heads * words_per_head + 3) / 4 * 4;
+    votes = sums + 2 * heads * warps_per_head * stride;
+    listed = (votes + heads * warps_per_head + 3) / 4 * 4;
     terms = listed + heads * (capacity + listed_together);
     // The full network is done with these before a list is made, and begins after it was used.
     hidden = terms;

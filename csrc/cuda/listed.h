@@ -78,10 +78,10 @@ class Listed : public Region<actions, Precision, Team> {
     team_.each([&](Unit& thread, const Seat& here) {
       const float* const from =
           team_.shared() + at_.map + this->template by_groups<1 + actions>(anew(here));
-      for (int u = 0; u < units; ++u) thread.c[u] = from[unit_at(u)];
+      for (int u = 0; u < units; ++u) thread.c[u] = from[u];
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a)
-        for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * group_units + unit_at(u)];
+        for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * group_units + u];
     });
   }
 
@@ -94,7 +94,6 @@ class Listed : public Region<actions, Precision, Team> {
   using Base::signs_of;
   using Base::team_;
   using Base::width;
-  using Base::word;
 
   static constexpr int no_more = 0x7fffffff;  // beyond every row
   static constexpr int lot = SharedLayout::listed_together;
@@ -113,8 +112,7 @@ class Listed : public Region<actions, Precision, Team> {
   }
   // Of the marked units of a head, from the one of index `first` on, how many there are in a list.
   DTAG_BOTH int count_listed(int e, int first) const {
-    const int left =
-        team_.count_bits(at_.words_per_head, [&](int i) { return word(e, i); }) - first;
+    const int left = this->count_marked(e, at_.warps_per_head) - first;
     return left < 0 ? 0 : left < at_.capacity ? left : at_.capacity;
   }
 
@@ -127,12 +125,6 @@ class Listed : public Region<actions, Precision, Team> {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       const int e = seat.head, t = seat.thread;
-      const int warp = t / warp_size, lane = t % warp_size;
-      uint32_t words[units], mine = 0;
-      for (int u = 0; u < units; ++u) {
-        words[u] = word(e, warp * units + u);
-        mine |= words[u] >> lane & 1;
-      }
       thread.signs = signs_of(thread);
       const int count = count_listed(e, first);
       if (t < lot) {
@@ -140,42 +132,34 @@ class Listed : public Region<actions, Precision, Team> {
         if (count + t < (count + lot - 1) / lot * lot)
           for (int i = 0; i < stride; ++i) terms_of(e)[(count + t) * stride + i] = 0.0f;
       }
-      if (mine == 0) return;
-      int before = -first;
-#ifdef __CUDA_ARCH__
-#pragma unroll 1
-#endif
-      for (int other = 0; other < warp; ++other)
-        for (int u = 0; u < units; ++u) before += bits_of(word(e, other * units + u));
+      if (thread.marked % (1 << units) == 0) return;
+      int next = (thread.marked >> units) - first;  // in the list
+      int n[units];  // in the list, or -1
+      float change[units];
       DTAG_UNROLLED
-      for (int pair = 0; pair < units; pair += 2) {
-        int n[2];  // in the list, or -1
-        float change[2];
+      for (int u = 0; u < units; ++u) {
+        const bool marked = (thread.marked >> u & 1) != 0;
+        n[u] = marked && next < at_.capacity ? next : -1;
+        if (marked) ++next;
+        change[u] = is_active(thread.kept[u]) ? on : off;
+        if (n[u] >= 0) list_of(e)[n[u]] = (in_head(seat) + u) * row_bytes();
+      }
+      DTAG_UNROLLED
+      for (int part = 0; part < stride; part += 4) {  // few at a time, of which there are registers
+        float by[4][units] = {};
         DTAG_UNROLLED
-        for (int i = 0; i < 2; ++i) {
-          const int u = pair + i;
-          n[i] = before + count_before<units>(words, lane, u);
-          if ((words[u] >> lane & 1) == 0 || n[i] >= at_.capacity) n[i] = -1;
-          change[i] = is_active(thread.kept[u]) ? on : off;
-          if (n[i] >= 0) list_of(e)[n[i]] = (in_head(seat) + unit_at(u)) * row_bytes();
-        }
+        for (int k = part; k < part + 4 && k <= actions; ++k)
+          if (k == 0)
+            for (int u = 0; u < units; ++u) by[0][u] = this->base_of(thread, seat, u);
+          else if (keeps_first)
+            for (int u = 0; u < units; ++u) by[k - part][u] = thread.first[k - 1][u];
+          else
+            load_first(seat, k - 1, by[k - part]);
         DTAG_UNROLLED
-        for (int part = 0; part < stride; part += 4) {  // few at a time, of which there are registers
-          float term[2][4] = {};
-          DTAG_UNROLLED
-          for (int k = part; k < part + 4 && k <= actions; ++k) {
-            float by[2];
-            if (k == 0 || keeps_first)
-              for (int i = 0; i < 2; ++i)
-                by[i] = k == 0 ? this->base_of(thread, seat, pair + i) : thread.first[k == 0 ? 0 : k - 1][pair + i];
-            else
-              load<2>(critic_.action_weights + this->template by_groups<actions>(seat) +
-                          (k - 1) * group_units + unit_at(pair),
-                      by);
-            for (int i = 0; i < 2; ++i) term[i][k - part] = change[i] * by[i];
-          }
-          for (int i = 0; i < 2; ++i)
-            if (n[i] >= 0) store_four(terms_of(e) + n[i] * stride + part, term[i]);
+        for (int u = 0; u < units; ++u) {
+          float term[4];
+          for (int i = 0; i < 4; ++i) term[i] = change[u] * by[i][u];
+          if (n[u] >= 0) store_four(terms_of(e) + n[u] * stride + part, term);
         }
       }
     });
@@ -185,7 +169,7 @@ class Listed : public Region<actions, Precision, Team> {
   DTAG_BOTH void begin_map() {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      load<units>(critic_.second_bias + seat.first, thread.c);
+      load(critic_.second_bias + seat.first, thread.c);
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a)
         DTAG_UNROLLED
@@ -229,7 +213,7 @@ class Listed : public Region<actions, Precision, Team> {
     take_map();
     team_.each([&](Unit& thread, const Seat& here) {
       float bias[units];
-      load<units>(critic_.second_bias + anew(here).first, bias);
+      load(critic_.second_bias + anew(here).first, bias);
       for (int u = 0; u < units; ++u) thread.c[u] += bias[u];
     });
   }

@@ -17,127 +17,19 @@ DTAG_BOTH const Number* beyond(const Number* from, int bytes) {
                                          static_cast<uint32_t>(bytes));
 }
 
-// Numbers that many rows need again. A thread's units, from the first on: pairs of neighbours, 32
-// units apart (team.h).
-template <int count>
-DTAG_BOTH void load(const float* from, float (&into)[count]) {
+// Numbers of a thread's units that many rows need again.
+DTAG_BOTH void load(const float* from, float (&into)[2]) {
 #ifdef __CUDA_ARCH__
-#pragma unroll
-  for (int i = 0; i < count; i += 2) {
-    const float2 v = __ldg(reinterpret_cast<const float2*>(from + unit_at(i)));
-    into[i] = v.x, into[i + 1] = v.y;
-  }
+  const float2 v = __ldg(reinterpret_cast<const float2*>(from));
+  into[0] = v.x, into[1] = v.y;
 #else
-  for (int i = 0; i < count; ++i) into[i] = from[unit_at(i)];
+  for (int i = 0; i < 2; ++i) into[i] = from[i];
 #endif
 }
-
-// The weights of a thread's units in a row of a matrix between the hidden layers, as they lie in
-// memory, so that those under way take no more registers than that. They are evicted first: what they
-// are needed for again, soon, is the rows of other blocks on the same multiprocessor.
-template <typename Weight, int units>
-struct Weights;
-
-template <int units>
-struct Weights<float, units> {
-  float numbers[units];
-
-  DTAG_BOTH void stream(const float* from) {
+DTAG_BOTH void load(const float* from, float (&into)[4]) {
 #ifdef __CUDA_ARCH__
-    if constexpr (units == 1) {
-      asm("ld.global.nc.L1::evict_first.f32 %0, [%1];" : "=f"(numbers[0]) : "l"(from));
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i + 1 < units; i += 2)
-      asm("ld.global.nc.L1::evict_first.v2.f32 {%0, %1}, [%2];"
-          : "=f"(numbers[i]), "=f"(numbers[i + 1])
-          : "l"(from + unit_at(i)));
-#else
-    for (int i = 0; i < units; ++i) numbers[i] = from[unit_at(i)];
-#endif
-  }
-
-  // From shared memory.
-  DTAG_BOTH void take(const float* from) {
-    DTAG_UNROLLED
-    for (int i = 0; i < units; i += 2) {
-#ifdef __CUDA_ARCH__
-      const float2 v = *reinterpret_cast<const float2*>(from + unit_at(i));
-      numbers[i] = v.x, numbers[i + 1] = v.y;
-#else
-      numbers[i] = from[unit_at(i)], numbers[i + 1] = from[unit_at(i) + 1];
-#endif
-    }
-  }
-
-  DTAG_BOTH float operator[](int u) const { return numbers[u]; }
-};
-
-// Of bfloat16, two in a word.
-DTAG_BOTH float from_bfloat16(uint32_t high) {
-#ifdef __CUDA_ARCH__
-  return __uint_as_float(high);
-#else
-  float value;
-  std::memcpy(&value, &high, sizeof(value));
-  return value;
-#endif
-}
-
-template <>
-struct Weights<uint16_t, 1> {
-  uint16_t number;
-
-  DTAG_BOTH void stream(const uint16_t* from) {
-#ifdef __CUDA_ARCH__
-    asm("ld.global.nc.L1::evict_first.u16 %0, [%1];" : "=h"(number) : "l"(from));
-#else
-    number = *from;
-#endif
-  }
-
-  DTAG_BOTH float operator[](int) const { return from_bfloat16(static_cast<uint32_t>(number) << 16); }
-};
-
-template <int units>
-struct Weights<uint16_t, units> {
-  uint32_t pairs[units / 2];
-
-  DTAG_BOTH void stream(const uint16_t* from) {
-#ifdef __CUDA_ARCH__
-#pragma unroll
-    for (int i = 0; i < units; i += 2)
-      asm("ld.global.nc.L1::evict_first.b32 %0, [%1];"
-          : "=r"(pairs[i / 2])
-          : "l"(from + unit_at(i)));
-#else
-    take(from);
-#endif
-  }
-
-  DTAG_BOTH void take(const uint16_t* from) {
-    DTAG_UNROLLED
-    for (int i = 0; i < units; i += 2) {
-#ifdef __CUDA_ARCH__
-      pairs[i / 2] = *reinterpret_cast<const uint32_t*>(from + unit_at(i));
-#else
-      std::memcpy(&pairs[i / 2], from + unit_at(i), sizeof(uint32_t));
-#endif
-    }
-  }
-
-  DTAG_BOTH float operator[](int u) const {
-    return from_bfloat16(u % 2 == 0 ? pairs[u / 2] << 16 : pairs[u / 2] & 0xffff0000u);
-  }
-};
-
-// Four aligned neighbours of a matrix that streams.
-DTAG_BOTH void stream_four(const float* from, float (&into)[4]) {
-#ifdef __CUDA_ARCH__
-  asm("ld.global.nc.L1::evict_first.v4.f32 {%0, %1, %2, %3}, [%4];"
-      : "=f"(into[0]), "=f"(into[1]), "=f"(into[2]), "=f"(into[3])
-      : "l"(from));
+  const float4 v = __ldg(reinterpret_cast<const float4*>(from));
+  into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
 #else
   for (int i = 0; i < 4; ++i) into[i] = from[i];
 #endif
@@ -154,6 +46,107 @@ DTAG_BOTH void load_four(const Number* from, Number* into) {
   for (int i = 0; i < 4; ++i) into[i] = from[i];
 #endif
 }
+// The weights of a thread's units in a row of a matrix between the hidden layers, as they lie in
+// memory, so that those under way take no more registers than that. They are evicted first: what they
+// are needed for again, soon, is the rows of other blocks on the same multiprocessor.
+template <typename Weight, int units>
+struct Weights;
+
+template <int units>
+struct Weights<float, units> {
+  float numbers[units];
+
+  DTAG_BOTH void stream(const float* from) {
+#ifdef __CUDA_ARCH__
+    if constexpr (units == 1)
+      asm("ld.global.nc.L1::evict_first.f32 %0, [%1];" : "=f"(numbers[0]) : "l"(from));
+    else if constexpr (units == 2)
+      asm("ld.global.nc.L1::evict_first.v2.f32 {%0, %1}, [%2];"
+          : "=f"(numbers[0]), "=f"(numbers[1])
+          : "l"(from));
+    else
+      asm("ld.global.nc.L1::evict_first.v4.f32 {%0, %1, %2, %3}, [%4];"
+          : "=f"(numbers[0]), "=f"(numbers[1]), "=f"(numbers[2]), "=f"(numbers[3])
+          : "l"(from));
+#else
+    take(from);
+#endif
+  }
+
+  // From shared memory.
+  DTAG_BOTH void take(const float* from) {
+#ifdef __CUDA_ARCH__
+    if constexpr (units == 4) {
+      load_four(from, numbers);
+      return;
+    }
+#endif
+    for (int i = 0; i < units; ++i) numbers[i] = from[i];
+  }
+
+  DTAG_BOTH float operator[](int u) const { return numbers[u]; }
+};
+
+// Of bfloat16, two in a word.
+template <int units>
+struct Weights<uint16_t, units> {
+  static constexpr int count = (units + 1) / 2;
+  uint32_t words[count];
+
+  DTAG_BOTH void stream(const uint16_t* from) {
+#ifdef __CUDA_ARCH__
+    if constexpr (units == 1) {
+      uint16_t number;
+      asm("ld.global.nc.L1::evict_first.u16 %0, [%1];" : "=h"(number) : "l"(from));
+      words[0] = number;
+    } else if constexpr (units == 2) {
+      asm("ld.global.nc.L1::evict_first.b32 %0, [%1];" : "=r"(words[0]) : "l"(from));
+    } else {
+      asm("ld.global.nc.L1::evict_first.v2.b32 {%0, %1}, [%2];"
+          : "=r"(words[0]), "=r"(words[1])
+          : "l"(from));
+    }
+#else
+    take(from);
+#endif
+  }
+
+  // From shared memory.
+  DTAG_BOTH void take(const uint16_t* from) {
+#ifdef __CUDA_ARCH__
+    if constexpr (units == 4) {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      words[0] = v.x, words[1] = v.y;
+      return;
+    }
+#endif
+    std::memcpy(words, from, units * sizeof(uint16_t));
+  }
+
+  DTAG_BOTH float operator[](int u) const {
+    const uint32_t bits = u % 2 == 0 ? words[u / 2] << 16 : words[u / 2] & 0xffff0000u;
+#ifdef __CUDA_ARCH__
+    return __uint_as_float(bits);
+#else
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+#endif
+  }
+};
+
+// Four aligned neighbours of a matrix that streams.
+DTAG_BOTH void stream_four(const float* from, float (&into)[4]) {
+#ifdef __CUDA_ARCH__
+  asm("ld.global.nc.L1::evict_first.v4.f32 {%0, %1, %2, %3}, [%4];"
+      : "=f"(into[0]), "=f"(into[1]), "=f"(into[2]), "=f"(into[3])
+      : "l"(from));
+#else
+  for (int i = 0; i < 4; ++i) into[i] = from[i];
+#endif
+}
+
+// Four aligned neighbours to shared memory.
 DTAG_BOTH void store_four(float* to, const float* from) {
 #ifdef __CUDA_ARCH__
   *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);

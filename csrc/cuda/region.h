@@ -59,8 +59,8 @@ class Region {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       send_for_rows(0, thread, seat);
-      load<units>(critic_.first_bias + seat.first, thread.kept);
-      load<units>(critic_.output + seat.first, thread.output);
+      load(critic_.first_bias + seat.first, thread.kept);
+      load(critic_.output + seat.first, thread.output);
       if constexpr (keeps_first)
         for (int a = 0; a < actions; ++a) load_first(seat, a, thread.first[a]);
     });
@@ -72,7 +72,7 @@ class Region {
     DTAG_UNROLLED
     for (int i = 0; i < Unit::rows_sent_for; ++i)
       if (first + i < dimensions)
-        load<units>(beyond(critic_.observation_weights + (first + i) * width(), own),
+        load(beyond(critic_.observation_weights + (first + i) * width(), own),
                     thread.sent_for[i]);
   }
 
@@ -89,21 +89,23 @@ class Region {
       const Seat seat = anew(here);
       const float* const standardised = team_.shared() + at_.observation;
       for (int first = 0; first < critic_.observation_dim; first += Unit::rows_sent_for) {
-        float x[Unit::rows_sent_for];
         DTAG_UNROLLED
-        for (int i = 0; i < Unit::rows_sent_for; i += 4)
-          if (first + i < critic_.observation_dim) load_four(standardised + first + i, x + i);
-        DTAG_UNROLLED
-        for (int i = 0; i < Unit::rows_sent_for; ++i)
-          if (first + i < critic_.observation_dim) {
-            DTAG_UNROLLED
-            for (int u = 0; u < units; ++u)
-              thread.kept[u] = fmaf(x[i], thread.sent_for[i][u], thread.kept[u]);
-          }
+        for (int i = 0; i < Unit::rows_sent_for; i += 4) {
+          if (first + i >= critic_.observation_dim) break;
+          float x[4];
+          load_four(standardised + first + i, x);
+          DTAG_UNROLLED
+          for (int k = 0; k < 4; ++k)
+            if (first + i + k < critic_.observation_dim) {
+              DTAG_UNROLLED
+              for (int u = 0; u < units; ++u)
+                thread.kept[u] = fmaf(x[k], thread.sent_for[i + k][u], thread.kept[u]);
+            }
+        }
         if (first + Unit::rows_sent_for < critic_.observation_dim)
           send_for_rows(first + Unit::rows_sent_for, thread, seat);
       }
-      for (int u = 0; u < units; ++u) own(at_.share, seat)[unit_at(u)] = thread.kept[u];
+      for (int u = 0; u < units; ++u) own(at_.share, seat)[u] = thread.kept[u];
     });
   }
 
@@ -133,18 +135,18 @@ class Region {
   // z_1 at the base of the region, of a thread's unit.
   DTAG_BOTH float& base_of(Unit& thread, const Seat& seat, int u) const {
     if constexpr (Team::roomy) return thread.base[u];
-    return own(at_.base, seat)[unit_at(u)];
+    return own(at_.base, seat)[u];
   }
   // w, of the thread's units.
   DTAG_BOTH void get_output(const Unit& thread, const Seat& seat, float (&into)[units]) const {
     if constexpr (Team::roomy)
       for (int u = 0; u < units; ++u) into[u] = thread.output[u];
     else
-      load<units>(critic_.output + seat.first, into);
+      load(critic_.output + seat.first, into);
   }
   // Of W_1a, the thread's units of a dimension.
   DTAG_BOTH void load_first(const Seat& seat, int a, float (&into)[units]) const {
-    load<units>(critic_.action_weights + by_groups<actions>(seat) + a * group_units, into);
+    load(critic_.action_weights + by_groups<actions>(seat) + a * group_units, into);
   }
 
   // Make the action the base: z_1 there. With one hidden layer that is the map.
@@ -161,7 +163,7 @@ class Region {
       const Seat seat = anew(here);
       float share[units];
       DTAG_UNROLLED
-      for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[unit_at(u)];
+      for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[u];
       first_layer(share, base, seat, thread, thread.kept);
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) base_of(thread, seat, u) = thread.kept[u];
@@ -214,15 +216,33 @@ class Region {
   // nothing, those whose slope is not 0. How many there are in all heads.
   DTAG_BOTH int mark(bool from_nothing) {
     const bool leaky = critic_.negative_slope != 0.0f;
-    team_.vote(at_.words, at_.words_per_head, [&](const Unit& thread, int u) {
+    team_.vote(at_.votes, [&](const Unit& thread, int u) {
       const bool active = is_active(thread.kept[u]);
       return from_nothing ? active || leaky : active != ((thread.signs >> u & 1) != 0);
     });
     team_.sync();
-    return team_.count_bits(critic_.heads * at_.words_per_head, [&](int i) { return word(0, i); });
+    team_.each([&](Unit& thread, const Seat& seat) {
+      const int warp = seat.thread / warp_size, lane = seat.thread % warp_size;
+      int marked = 0, before = count_marked(seat.head, warp);
+      DTAG_UNROLLED
+      for (int u = 0; u < units; ++u) {
+        marked |= static_cast<int>(thread.votes[u] >> lane & 1) << u;
+        before += bits_of(thread.votes[u] & ((1u << lane) - 1));
+      }
+      thread.marked = before << units | marked;
+    });
+    return count_marked(0, critic_.heads * at_.warps_per_head);
   }
-  DTAG_BOTH uint32_t word(int e, int i) const {
-    return reinterpret_cast<const uint32_t*>(team_.shared())[at_.words + e * at_.words_per_head + i];
+  // Of so many warps, from one of the head's on.
+  DTAG_BOTH int count_marked(int e, int warps) const {
+    const int* const votes =
+        reinterpret_cast<const int*>(team_.shared()) + at_.votes + e * at_.warps_per_head;
+    int count = 0;
+#ifdef __CUDA_ARCH__
+#pragma unroll 4
+#endif
+    for (int warp = 0; warp < warps; ++warp) count += votes[warp];
+    return count;
   }
 
   // Each warp's sums of q and its gradient at base + move, by the map.

@@ -7,15 +7,14 @@
 //   shared()            the team's shared memory
 //   sync()              what was written to shared memory before is seen by all after
 //   any(f)              whether f(thread, seat) holds for any thread, to all, who wait as in sync()
-//   vote(to, words, f)  bit by unit: f(thread, u) of the threads' units, to the words at `to`, `words`
-//                       a head: word `units` * warp + u has the lanes' bits
+//   vote(to, f)         f(thread, u) of the threads' units: thread.votes[u] has the bits of the warp's
+//                       lanes, and the integer `to` + w how many bits those of warp w have
 //   reduce(to, f)       f(thread, seat, values) gives 1 + actions values; a warp's sums to `to`,
 //                       term_stride(actions) a warp
 //   warps<State>(f)     f(warp, head, first unit) by every warp: warp.each(g) is g(state, lane) by its
 //                       lanes, warp.multiply(a, b) adds to every lane's d the product of a tile
 //   lanes(f)            f(lane, index) by the 32 lanes, in every warp alike
 //   sum_lanes(f), all_lanes(f), pick(index, f)   over the lanes, or of one of them; to all
-//   count_bits(n, f)    the bits of f(i), i < n; to all. Also within each(f)
 //   once(f)             f(lane, index) by one warp only
 //   roomy               whether a thread has registers for what can be had again
 //
@@ -28,9 +27,6 @@
 #include "job.h"
 
 namespace dtag::cuda {
-
-// Where a thread's units lie: a pair of neighbours u = 0, 1 and, of four, another 32 units further.
-DTAG_BOTH constexpr int unit_at(int u) { return u / 2 * 32 + u % 2; }
 
 // The number, of which the compiler is not to know that it is the same as before: what is made of it
 // is then made where it is needed, and not kept in registers through every step.
@@ -47,13 +43,10 @@ struct Seat {
   int thread;  // of the head's
   int first;   // of its units, in arrays [E, P] of all heads' units
 
-  // units: of each thread.
+  // units: of each thread, neighbours.
   template <int units>
   DTAG_BOTH static Seat of(int head, int thread, int width) {
-    static_assert(units == 2 || units == 4, "a thread holds one pair of units, or two");
-    const int warp = thread / warp_size, lane = thread % warp_size;
-    const int group = units == 2 ? warp : warp * 2 + lane % 2;  // of 64 units of the head
-    return {head, thread, head * width + group * group_units + (units == 2 ? lane : lane / 2) * 2};
+    return {head, thread, head * width + thread * units};
   }
 };
 
@@ -65,24 +58,6 @@ DTAG_BOTH int bits_of(uint32_t word) {
 #else
   return __builtin_popcount(word);
 #endif
-}
-
-// Of the units whose bits are set in a warp's words of a vote: how many come before unit u of a lane,
-// by their order in the head.
-template <int units>
-DTAG_BOTH int count_before(const uint32_t* words, int lane, int u) {
-  const uint32_t before = (1u << lane) - 1;
-  if constexpr (units == 2)
-    return bits_of(words[0] & before) + bits_of(words[1] & before) + (u > 0 ? words[0] >> lane & 1 : 0);
-  // Lanes of even index hold the warp's first group, the others the second one.
-  const uint32_t even = 0x55555555u, group = even << lane % 2;
-  const int half = u / 2 * 2;
-  int count = bits_of(words[half] & before & group) + bits_of(words[half + 1] & before & group);
-  if (u % 2 != 0) count += words[half] >> lane & 1;
-  if (half > 0) count += bits_of(words[0] & group) + bits_of(words[1] & group);
-  if (lane % 2 != 0)
-    for (int i = 0; i < units; ++i) count += bits_of(words[i] & even);
-  return count;
 }
 
 // What a thread keeps in registers: its units' part of the walk.
@@ -98,6 +73,8 @@ struct Thread {
   float kept[units];        // z_1 where signs were last looked at; the full network's slopes
   float top[units];         // the full network's last layer
   uint32_t signs;           // of z_1 in the region, a bit a unit
+  uint32_t votes[units];    // of the warp's last vote
+  int marked;               // of the units, a bit each; above them how many come before in the head
   int next;                 // of the listed rows: which to add next
 };
 

@@ -110,15 +110,17 @@ class HostTeam {
   }
 
   template <typename F>
-  void vote(int to, int words_per_head, F f) {
+  void vote(int to, F f) {
     turns_->take(count() / warp_size, [&](int warp) {
-      const int first = warp * warp_size, e = first / threads_per_head_;
+      Unit* const own = &units_[warp * warp_size];
+      int votes = 0;
       for (int u = 0; u < units; ++u) {
         uint32_t word = 0;
-        for (int lane = 0; lane < warp_size; ++lane)
-          word |= (f(units_[first + lane], u) ? 1u : 0u) << lane;
-        put(to + e * words_per_head + first % threads_per_head_ / warp_size * units + u, word);
+        for (int lane = 0; lane < warp_size; ++lane) word |= (f(own[lane], u) ? 1u : 0u) << lane;
+        for (int lane = 0; lane < warp_size; ++lane) own[lane].votes[u] = word;
+        votes += bits_of(word);
       }
+      put(to + warp, votes);
     });
   }
 
@@ -160,12 +162,6 @@ class HostTeam {
   template <typename F>
   float pick(int index, F f) const {
     return f(lanes_[index]);
-  }
-  template <typename F>
-  int count_bits(int words, F f) const {
-    int bits = 0;
-    for (int i = 0; i < words; ++i) bits += __builtin_popcount(f(i));
-    return bits;
   }
   template <typename F>
   void once(F f) const {

@@ -113,11 +113,6 @@ class DeviceTeam {
     f(unit_, seat_);
   }
 
-  template <typename F>
-  __device__ __forceinline__ void share(int n, F f) const {
-    for (int i = thread_; i < n; i += threads_) f(i);
-  }
-
   __device__ __forceinline__ void sync() const {
     if constexpr (alone)
       __syncthreads();

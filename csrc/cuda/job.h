@@ -113,7 +113,7 @@ struct PackedCritic {
   Layout layout = {};
   const float* mean = nullptr;                 // [S]
   const float* std = nullptr;                  // [S]
-  const float* observation_weights = nullptr;  // [E, S, P], W_1s^T
+  const float* observation_weights = nullptr;  // [E, P / 64, S by fours, 64], W_1s^T
   const float* action_weights = nullptr;       // [E, P / 64, actions, 64], W_1a^T
   const float* first_bias = nullptr;           // [E, P]
   const void* weight = nullptr;                // [E, H_2, P], W_2; null with one layer
@@ -123,6 +123,11 @@ struct PackedCritic {
   const float* output_bias = nullptr;          // [E]
   const int32_t* finite = nullptr;             // [1], 0 if a weight or bias is NaN or infinite
 };
+
+// S, by fours.
+DTAG_BOTH int observation_rows(const PackedCritic& critic) {
+  return (critic.observation_dim + 3) / 4 * 4;
+}
 
 // Whether a block has the threads for as many rows of the critic as are built together.
 inline bool fits_together(const PackedCritic& critic) {
@@ -161,7 +166,7 @@ struct SharedLayout {
   static constexpr int listed_together = 4;  // capacity is a multiple of it
 
   int warps_per_head;
-  int observation;  // [S], standardised
+  int observation;  // [S by fours], standardised
   int share;        // [E, P], W_1s s + b_1
   int base;         // [E, P], z_1 at the base of the region, where threads have no room for it
   int sums;         // [2, E, warps, term_stride(actions)], sums of a warp: q, then the gradient
@@ -182,7 +187,7 @@ struct SharedLayout {
     capacity = most_terms / (heads * stride) / listed_together * listed_together;
     if (capacity > layout.width) capacity = layout.width;
     observation = 0;
-    share = observation + (critic.observation_dim + 3) / 4 * 4;
+    share = observation + observation_rows(critic);
     base = share + all;
     sums = base + all;
     votes = sums + 2 * heads * warps_per_head * stride;

@@ -77,7 +77,7 @@ class Listed : public Region<actions, Precision, Team> {
   DTAG_BOTH void take_map() {
     team_.each([&](Unit& thread, const Seat& here) {
       const float* const from =
-          team_.shared() + at_.map + this->template by_groups<1 + actions>(anew(here));
+          team_.shared() + at_.map + this->by_groups(anew(here), 1 + actions);
       for (int u = 0; u < units; ++u) thread.c[u] = from[u];
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a)

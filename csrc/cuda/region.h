@@ -45,8 +45,7 @@ class Region {
   DTAG_BOTH int in_head(const Seat& seat) const { return seat.first - seat.head * width(); }
   // The first of a thread's units in the first of `rows` rows of an array [E, P / 64, rows, 64]: a group's rows lie
   // together, so that they are as far apart in every critic.
-  template <int rows>
-  DTAG_BOTH static int by_groups(const Seat& seat) {
+  DTAG_BOTH static int by_groups(const Seat& seat, int rows) {
     return seat.first + seat.first / group_units * group_units * (rows - 1);
   }
   // The first of a thread's units in one of the arrays [E, P] of shared memory.
@@ -54,7 +53,17 @@ class Region {
     return team_.shared() + array + seat.first;
   }
 
-  // Send for what does not depend on the observation; where there are registers for it, long before.
+  // Send for a row: a dimension of the observation a thread, as far as that goes.
+  DTAG_BOTH void send_for_observation() {
+    team_.each([&](Unit& thread, const Seat& seat) {
+      const int i = seat.head * critic_.layout.threads_per_head + seat.thread;
+      if (i >= critic_.observation_dim) return;
+      thread.raw = job_.observations[row_ * critic_.observation_dim + i];
+      thread.mean = critic_.mean[i];
+      thread.std = critic_.std[i];
+    });
+  }
+  // Send for what does not depend on the observation.
   DTAG_BOTH void send_for_weights() {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
@@ -67,42 +76,53 @@ class Region {
   }
   // Of W_1s^T, those from `first` on.
   DTAG_BOTH void send_for_rows(int first, Unit& thread, const Seat& seat) const {
-    const int dimensions = critic_.observation_dim;
-    const int own = (seat.head * (dimensions - 1) * width() + seat.first) * static_cast<int>(sizeof(float));
+    const int rows = observation_rows(critic_);
+    const float* const from =
+        critic_.observation_weights + by_groups(seat, rows) + first * group_units;
     DTAG_UNROLLED
-    for (int i = 0; i < Unit::rows_sent_for; ++i)
-      if (first + i < dimensions)
-        load(beyond(critic_.observation_weights + (first + i) * width(), own),
-                    thread.sent_for[i]);
+    for (int i = 0; i < Unit::rows_sent_for; i += 4)
+      if (first + i < rows) {
+        DTAG_UNROLLED
+        for (int k = i; k < i + 4; ++k) load(from + k * group_units, thread.sent_for[k]);
+      }
   }
 
   // The observation's share of z_1.
   DTAG_BOTH void observe() {
     team_.sync();  // all have done with the row before
-    const float* const raw = job_.observations + row_ * critic_.observation_dim;
-    team_.share(critic_.observation_dim, [&](int i) {
-      (team_.shared() + at_.observation)[i] = (raw[i] - critic_.mean[i]) / critic_.std[i];
+    team_.each([&](Unit& thread, const Seat& seat) {
+      const float* const raw = job_.observations + row_ * critic_.observation_dim;
+      float* const standardised = team_.shared() + at_.observation;
+      const int threads = critic_.heads * critic_.layout.threads_per_head;
+      int i = seat.head * critic_.layout.threads_per_head + seat.thread;
+      if (i >= observation_rows(critic_)) return;
+      const bool real = i < critic_.observation_dim;
+      standardised[i] = real ? (thread.raw - thread.mean) / thread.std : 0.0f;
+      while ((i += threads) < observation_rows(critic_)) {
+        const bool real = i < critic_.observation_dim;
+        standardised[i] = real ? (raw[i] - critic_.mean[i]) / critic_.std[i] : 0.0f;
+      }
     });
     team_.sync();
     if constexpr (!Team::roomy) send_for_weights();
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       const float* const standardised = team_.shared() + at_.observation;
-      for (int first = 0; first < critic_.observation_dim; first += Unit::rows_sent_for) {
+      const int rows = observation_rows(critic_);
+      for (int first = 0; first < rows; first += Unit::rows_sent_for) {
         DTAG_UNROLLED
         for (int i = 0; i < Unit::rows_sent_for; i += 4) {
-          if (first + i >= critic_.observation_dim) break;
+          if (first + i >= rows) break;
           float x[4];
           load_four(standardised + first + i, x);
           DTAG_UNROLLED
-          for (int k = 0; k < 4; ++k)
-            if (first + i + k < critic_.observation_dim) {
-              DTAG_UNROLLED
-              for (int u = 0; u < units; ++u)
-                thread.kept[u] = fmaf(x[k], thread.sent_for[i + k][u], thread.kept[u]);
-            }
+          for (int k = 0; k < 4; ++k) {
+            DTAG_UNROLLED
+            for (int u = 0; u < units; ++u)
+              thread.kept[u] = fmaf(x[k], thread.sent_for[i + k][u], thread.kept[u]);
+          }
         }
-        if (first + Unit::rows_sent_for < critic_.observation_dim)
+        if (first + Unit::rows_sent_for < rows)
           send_for_rows(first + Unit::rows_sent_for, thread, seat);
       }
       for (int u = 0; u < units; ++u) own(at_.share, seat)[u] = thread.kept[u];
@@ -146,7 +166,7 @@ class Region {
   }
   // Of W_1a, the thread's units of a dimension.
   DTAG_BOTH void load_first(const Seat& seat, int a, float (&into)[units]) const {
-    load(critic_.action_weights + by_groups<actions>(seat) + a * group_units, into);
+    load(critic_.action_weights + by_groups(seat, actions) + a * group_units, into);
   }
 
   // Make the action the base: z_1 there. With one hidden layer that is the map.

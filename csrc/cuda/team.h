@@ -3,7 +3,6 @@
 //
 //   units               that a thread holds
 //   each(f)             f(thread, seat) by every thread
-//   share(n, f)         f(i), i < n, each by some thread
 //   shared()            the team's shared memory
 //   sync()              what was written to shared memory before is seen by all after
 //   any(f)              whether f(thread, seat) holds for any thread, to all, who wait as in sync()
@@ -70,6 +69,7 @@ struct Thread {
   float output[units];      // w, likewise
   float base[units];        // z_1 at the base of the region, likewise
   float sent_for[rows_sent_for][units];  // of W_1s^T, while the observation is taken
+  float raw, mean, std;     // a dimension of the observation
   float kept[units];        // z_1 where signs were last looked at; the full network's slopes
   float top[units];         // the full network's last layer
   uint32_t signs;           // of z_1 in the region, a bit a unit

@@ -35,6 +35,7 @@ class Walk : public Following<actions, Precision, Team> {
     // What the row before left would take registers until it is written over.
     team_.each([](auto& thread, const Seat&) { thread = {}; });
     team_.lanes([](Lane& lane, int) { lane = {}; });
+    send_for_observation();
     if constexpr (Team::roomy) send_for_weights();
     const Settings& settings = job_.settings;
     team_.lanes([&](Lane& lane, int k) {
@@ -97,6 +98,7 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::observe;
   using Base::place;
   using Base::row_;
+  using Base::send_for_observation;
   using Base::send_for_weights;
   using Base::stride;
   using Base::sums_;

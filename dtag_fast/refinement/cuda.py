@@ -123,15 +123,18 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     weights = [weight.detach() for weight in critic.weights]
     biases = [bias.detach() for bias in critic.biases]
     size = critic.observation_dim
+    of_observation = weights[0][:, :, :size]  # [E, H_1, S]
     of_action = weights[0][:, :, size:]  # [E, H_1, A]
+
+    def by_groups(rows: Tensor) -> Tensor:  # [E, n, P] -> [E, P / group, n, group]
+        heads, count, _ = rows.shape
+        return rows.reshape(heads, count, width // group, group).transpose(1, 2).contiguous()
+
     tensors = {
         "mean": critic.normalizer.mean.detach().clone(),
         "std": critic.normalizer.std.detach().clone(),
-        "observation_weights": _padded(weights[0][:, :, :size].mT, size, width),
-        "action_weights": _padded(of_action.mT, actions, width)
-        .reshape(critic.heads, actions, width // group, group)
-        .transpose(1, 2)
-        .contiguous(),
+        "observation_weights": by_groups(_padded(of_observation.mT, -(-size // 4) * 4, width)),
+        "action_weights": by_groups(_padded(of_action.mT, actions, width)),
         "first_bias": _padded(biases[0], width),
         "output": _padded(weights[-1].squeeze(1), width),
         "output_bias": biases[-1].squeeze(1).clone(),

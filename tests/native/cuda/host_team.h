@@ -98,11 +98,6 @@ class HostTeam {
   }
 
   template <typename F>
-  void share(int n, F f) {
-    turns_->take(n, f);
-  }
-
-  template <typename F>
   bool any(F f) {
     bool found = false;
     turns_->take(count(), [&](int i) { found = f(units_[i], seat(i)) || found; });

@@ -172,8 +172,8 @@ struct SharedLayout {
   int sums;         // [2, E, warps, term_stride(actions)], sums of a warp: q, then the gradient
   int votes;        // [E, warps], integers: how many units change
   int capacity;     // of the lists that follow: how many rows of W_2^T
-  int listed;       // [E, capacity + 4], integers: where the rows lie in the head's, in bytes
-  int terms;        // [E, capacity, term_stride(actions)], their 1 + A coefficients
+  int listed;       // [E, capacity + 8], integers: where the rows lie in the head's, in bytes
+  int terms;        // [E, capacity + 1, term_stride(actions)], their 1 + A coefficients
   int hidden;       // [E, P], of the full network: h_1
   int slope;        // [E, P], of the full network: w * act'(z_2)
   int map;          // [E, P / 64, 1 + actions, 64], where others than the units' threads build it
@@ -192,11 +192,11 @@ struct SharedLayout {
     sums = base + all;
     votes = sums + 2 * heads * warps_per_head * stride;
     listed = (votes + heads * warps_per_head + 3) / 4 * 4;
-    terms = listed + heads * (capacity + listed_together);
+    terms = listed + heads * (capacity + 2 * listed_together);
     // The full network is done with these before a list is made, and begins after it was used.
     hidden = terms;
     slope = hidden + all;
-    const int of_terms = heads * capacity * stride;
+    const int of_terms = heads * (capacity + 1) * stride;
     map = terms + (of_terms > 2 * all ? of_terms : 2 * all);
     floats = map + (has_map ? (1 + layout.actions) * all : 0);
   }

@@ -100,10 +100,10 @@ class Listed : public Region<actions, Precision, Team> {
 
   DTAG_BOTH int* list_of(int e) const {
     return reinterpret_cast<int*>(team_.shared()) + at_.listed +
-           e * (at_.capacity + lot);
+           e * (at_.capacity + 2 * lot);
   }
   DTAG_BOTH float* terms_of(int e) const {
-    return team_.shared() + at_.terms + e * at_.capacity * stride;
+    return team_.shared() + at_.terms + e * (at_.capacity + 1) * stride;
   }
   DTAG_BOTH int row_bytes() const { return width() * static_cast<int>(sizeof(Weight)); }
   DTAG_BOTH static void load_terms(const float* from, float (&term)[stride]) {
@@ -121,7 +121,8 @@ class Listed : public Region<actions, Precision, Team> {
   // are the region's from then on.
   DTAG_BOTH void list(bool from_nothing, int first, int filler) {
     const float slope = critic_.negative_slope;
-    const float on = from_nothing ? 1.0f : 1.0f - slope, off = from_nothing ? slope : slope - 1.0f;
+    const float on = anew(from_nothing ? 1.0f : 1.0f - slope);
+    const float off = anew(from_nothing ? slope : slope - 1.0f);
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       const int e = seat.head, t = seat.thread;
@@ -134,15 +135,19 @@ class Listed : public Region<actions, Precision, Team> {
       }
       if (thread.marked % (1 << units) == 0) return;
       int next = (thread.marked >> units) - first;  // in the list
-      int n[units];  // in the list, or -1
+      // What is not listed goes where nobody reads: to branch for it would take longer.
+      float* to[units];
       float change[units];
+      int row = in_head(seat) * row_bytes();
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) {
         const bool marked = (thread.marked >> u & 1) != 0;
-        n[u] = marked && next < at_.capacity ? next : -1;
-        if (marked) ++next;
+        const bool listed = marked && next >= 0 && next < at_.capacity;
+        list_of(e)[listed ? next : at_.capacity + lot] = row;
+        to[u] = terms_of(e) + (listed ? next : at_.capacity) * stride;
         change[u] = is_active(thread.kept[u]) ? on : off;
-        if (n[u] >= 0) list_of(e)[n[u]] = (in_head(seat) + u) * row_bytes();
+        if (marked) ++next;
+        row += row_bytes();
       }
       DTAG_UNROLLED
       for (int part = 0; part < stride; part += 4) {  // few at a time, of which there are registers
@@ -159,7 +164,7 @@ class Listed : public Region<actions, Precision, Team> {
         for (int u = 0; u < units; ++u) {
           float term[4];
           for (int i = 0; i < 4; ++i) term[i] = change[u] * by[i][u];
-          if (n[u] >= 0) store_four(terms_of(e) + n[u] * stride + part, term);
+          store_four(to[u] + part, term);
         }
       }
     });

@@ -36,6 +36,13 @@ DTAG_BOTH int anew(int number) {
   return number;
 }
 
+DTAG_BOTH float anew(float number) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+f"(number));
+#endif
+  return number;
+}
+
 // A thread's place in its team.
 struct Seat {
   int head;

@@ -144,6 +144,9 @@ DTAG_BOTH float into_box(float low, float high, float x) {
   return x;
 }
 
+// The same but for a NaN, which becomes a number.
+DTAG_BOTH float clamped(float low, float high, float x) { return fminf(fmaxf(x, low), high); }
+
 // What changes from step to step of an optimiser, the same in every dimension.
 struct Rates {
   float scale;              // of the update

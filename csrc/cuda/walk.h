@@ -175,6 +175,7 @@ class Walk : public Following<actions, Precision, Team> {
 
   DTAG_BOTH void climb() {
     step_ = best_step_ = 0;
+    zero_ = 0.0f;
     best_q_ = minus_infinity();
     if constexpr (Base::whole)
       for (int a = 0; a < actions; ++a) best_[a] = action_[a];
@@ -214,19 +215,17 @@ class Walk : public Following<actions, Precision, Team> {
       const bool second = lower_of(of[0][0] + bias_[0], of[1][0] + bias_[1]);
       keep_better(combined_.q);
       if (step_ >= job_.settings.steps || failed_) return false;
-      float zero = 0.0f;  // or NaN
-      float proposal[actions];
+      // A number that is not finite is seen by the next look at q, which does not wait for it now.
+      float moved = 0.0f;
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a) {
         const float gradient = second ? of[1][1 + a] : of[0][1 + a];
-        proposal[a] = into_box(job_.settings.low[a], job_.settings.high[a],
-                               action_[a] + job_.settings.step_size * gradient);
-        zero = fmaf(gradient, 0.0f, fmaf(proposal[a], 0.0f, zero));
+        action_[a] = clamped(job_.settings.low[a], job_.settings.high[a],
+                             action_[a] + job_.settings.step_size * gradient);
+        moved = fmaf(gradient, 0.0f, moved);
+        zero_ = fmaf(action_[a], 0.0f, zero_);
       }
-      failed_ = zero != 0.0f;
-      if (failed_) return false;
-      DTAG_UNROLLED
-      for (int a = 0; a < actions; ++a) action_[a] = proposal[a];
+      zero_ += moved;
       ++step_;
       return true;
     } else {
@@ -257,7 +256,7 @@ class Walk : public Following<actions, Precision, Team> {
   DTAG_BOTH bool lower_of(float first, float second) {
     const bool is_second = second < first || (second != second && first == first);
     combined_.q = is_second ? second : first;
-    failed_ = !is_finite(first) || !is_finite(second);
+    failed_ = !is_finite(first) || !is_finite(second) || zero_ != 0.0f;
     return is_second;
   }
 
@@ -372,6 +371,7 @@ class Walk : public Following<actions, Precision, Team> {
   bool finite_ = false;  // all weights and biases
   bool usual_ = false;   // what step_usually() is for
   float bias_[2] = {};   // of its heads
+  float zero_ = 0.0f;    // or NaN, after a gradient or an action that was not finite
   float best_[Base::whole ? actions : 1] = {};  // the best candidate of this starting point
   Combined combined_;    // at the action
   int step_ = 0, best_step_ = 0;

@@ -58,14 +58,14 @@ class FullNetwork : public Listed<actions, Precision, Team> {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       float share[units], z[units];
-      for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[u];
+      load_shared(own(at_.share, seat), share);
       first_layer(share, x, seat, thread, z);
       for (int u = 0; u < units; ++u) {
         const bool real = in_head(seat) + u < critic_.first_units;
         thread.kept[u] = real ? slope_at(z[u], negative_slope) : 0.0f;
         thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
-        own(at_.hidden, seat)[u] = thread.top[u];
       }
+      store_shared(own(at_.hidden, seat), thread.top);
     });
     team_.sync();
     if (two) {
@@ -78,10 +78,10 @@ class FullNetwork : public Listed<actions, Precision, Team> {
                      team_.shared() + at_.hidden + seat.head * width(), seat, z);
         for (int u = 0; u < units; ++u) {
           const bool real = in_head(seat) + u < critic_.top_units;
-          own(at_.slope, seat)[u] =
-              real ? output[u] * slope_at(z[u], negative_slope) : 0.0f;
           thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
+          z[u] = real ? output[u] * slope_at(z[u], negative_slope) : 0.0f;
         }
+        store_shared(own(at_.slope, seat), z);
       });
       team_.sync();
     }

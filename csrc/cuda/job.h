@@ -39,7 +39,7 @@ DTAG_BOTH constexpr int most_threads_of(Precision precision) {
 // leave registers for no more.
 constexpr int kernel_actions[] = {2, 4, 6, 8, 12, 17, 24, 32};
 DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 : 2; }
-// Of a cluster: they build a row's map together, a hidden unit a thread.
+// Of a cluster: they build a row's map together, a thread half of the columns of two hidden units.
 DTAG_BOTH constexpr int blocks_of_cluster(int actions) { return units_per_thread(actions); }
 // Hidden units that lie together in arrays with rows for each action dimension.
 constexpr int group_units = 64;
@@ -163,7 +163,7 @@ DTAG_BOTH constexpr int term_stride(int actions) { return (1 + actions + 3) / 4 
 struct SharedLayout {
   // Floats of terms beyond which they are made in several goes.
   static constexpr int most_terms = 20480;
-  static constexpr int listed_together = 4;  // capacity is a multiple of it
+  static constexpr int listed_together = 8;  // capacity is a multiple of it
 
   int warps_per_head;
   int observation;  // [S by fours], standardised
@@ -173,7 +173,7 @@ struct SharedLayout {
   int votes;        // [E, warps], integers: how many units change
   int capacity;     // of the lists that follow: how many rows of W_2^T
   int listed;       // [E, capacity + 8], integers: where the rows lie in the head's, in bytes
-  int terms;        // [E, capacity + 1, term_stride(actions)], their 1 + A coefficients
+  int terms;        // [E, capacity, term_stride(actions)], their 1 + A coefficients
   int hidden;       // [E, P], of the full network: h_1
   int slope;        // [E, P], of the full network: w * act'(z_2)
   int map;          // [E, P / 64, 1 + actions, 64], where others than the units' threads build it
@@ -192,11 +192,11 @@ struct SharedLayout {
     sums = base + all;
     votes = sums + 2 * heads * warps_per_head * stride;
     listed = (votes + heads * warps_per_head + 3) / 4 * 4;
-    terms = listed + heads * (capacity + 2 * listed_together);
+    terms = listed + heads * (capacity + listed_together);
     // The full network is done with these before a list is made, and begins after it was used.
     hidden = terms;
     slope = hidden + all;
-    const int of_terms = heads * (capacity + 1) * stride;
+    const int of_terms = heads * capacity * stride;
     map = terms + (of_terms > 2 * all ? of_terms : 2 * all);
     floats = map + (has_map ? (1 + layout.actions) * all : 0);
   }

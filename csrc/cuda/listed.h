@@ -35,41 +35,44 @@ class Listed : public Region<actions, Precision, Team> {
         Weights<Weight, units> weights;
         weights.take(beyond(rows, row - first));
         float term[stride];
-        load_terms(terms + at, term);
+        load_shared(terms + at, term);
         row = listed[++n];
-        add_row<actions, units>(term, weights, thread.c, thread.m);
+        add_row(term, weights, thread.map);
       }
       thread.next = n;
     });
   }
 
-  // Of a row whose map a cluster builds: add the listed rows to one unit a thread.
+  // Of a row whose map a cluster builds: add the listed rows to a thread's share of it.
   DTAG_BOTH void add_part(int part) {
-    constexpr int ahead = 8;
     team_.each([&](Unit& thread, const Seat& seat) {
-      thread.c[0] = critic_.second_bias[seat.head * width() + unit_of_part(part, seat)];
+      const Share share(*this, part, seat);
+      load(critic_.second_bias + seat.head * width() + share.unit, thread.bias);
     });
     team_.sync();
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      float c[1] = {thread.c[0]}, m[actions][1] = {};
-      add_rows<ahead>(seat.head, unit_of_part(part, seat), 0, c, m);
-      thread.c[0] = c[0];
+      const Share share(*this, part, seat);
       DTAG_UNROLLED
-      for (int a = 0; a < actions; ++a) thread.m[a][0] = m[a][0];
+      for (int i = 0; i < Share::columns; ++i)
+        for (int u = 0; u < Share::units; ++u)
+          thread.share[i][u] = i == 0 && share.column == 0 ? thread.bias[u] : 0.0f;
+      add_rows<8, 4>(seat.head, share.unit, share.column, 0, thread.share);
     });
   }
 
-  // The unit's share of the map, to the shared memory of the block that walks.
+  // The share, to the shared memory of the block that walks.
   DTAG_BOTH void give_part(int part, float* shared) {
     team_.each([&](const Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      const int unit = seat.head * width() + unit_of_part(part, seat);
-      float* const to = shared + at_.map + unit / group_units * (1 + actions) * group_units +
-                        unit % group_units;
-      to[0] = thread.c[0];
+      const Share share(*this, part, seat);
+      const int group = seat.head * (width() / group_units) + share.unit / group_units;
+      float* const to = shared + at_.map +
+                        (group * (1 + actions) + share.column) * group_units +
+                        share.unit % group_units;
       DTAG_UNROLLED
-      for (int a = 0; a < actions; ++a) to[(1 + a) * group_units] = thread.m[a][0];
+      for (int i = 0; i < Share::columns; ++i)
+        if (share.column + i <= actions) store_shared(to + i * group_units, thread.share[i]);
     });
   }
 
@@ -78,10 +81,8 @@ class Listed : public Region<actions, Precision, Team> {
     team_.each([&](Unit& thread, const Seat& here) {
       const float* const from =
           team_.shared() + at_.map + this->by_groups(anew(here), 1 + actions);
-      for (int u = 0; u < units; ++u) thread.c[u] = from[u];
       DTAG_UNROLLED
-      for (int a = 0; a < actions; ++a)
-        for (int u = 0; u < units; ++u) thread.m[a][u] = from[(1 + a) * group_units + u];
+      for (int i = 0; i <= actions; ++i) load_shared(from + i * group_units, thread.map[i]);
     });
   }
 
@@ -96,20 +97,30 @@ class Listed : public Region<actions, Precision, Team> {
   using Base::width;
 
   static constexpr int no_more = 0x7fffffff;  // beyond every row
-  static constexpr int lot = SharedLayout::listed_together;
+  static constexpr int most = SharedLayout::listed_together;
 
   DTAG_BOTH int* list_of(int e) const {
     return reinterpret_cast<int*>(team_.shared()) + at_.listed +
-           e * (at_.capacity + 2 * lot);
+           e * (at_.capacity + most);
   }
   DTAG_BOTH float* terms_of(int e) const {
-    return team_.shared() + at_.terms + e * (at_.capacity + 1) * stride;
+    return team_.shared() + at_.terms + e * at_.capacity * stride;
   }
   DTAG_BOTH int row_bytes() const { return width() * static_cast<int>(sizeof(Weight)); }
-  DTAG_BOTH static void load_terms(const float* from, float (&term)[stride]) {
-    DTAG_UNROLLED
-    for (int i = 0; i < stride; i += 4) load_four(from + i, term + i);
-  }
+  // What a thread builds of a map that a cluster builds: half of the columns of two units of its head.
+  // A warp's threads have the same columns, whose coefficients they read together.
+  struct Share {
+    static constexpr int units = Unit::units_of_share, columns = Unit::columns_of_share;
+    int unit, column;  // the first ones
+
+    DTAG_BOTH Share(const Listed& listed, int part, const Seat& seat) {
+      const int index = part * listed.critic_.layout.threads_per_head + seat.thread;
+      const int warp = index / warp_size;
+      column = warp % 2 * columns;
+      unit = (warp / 2 * warp_size + index % warp_size) * units;
+    }
+  };
+
   // Of the marked units of a head, from the one of index `first` on, how many there are in a list.
   DTAG_BOTH int count_listed(int e, int first) const {
     const int left = this->count_marked(e, at_.warps_per_head) - first;
@@ -128,23 +139,26 @@ class Listed : public Region<actions, Precision, Team> {
       const int e = seat.head, t = seat.thread;
       thread.signs = signs_of(thread);
       const int count = count_listed(e, first);
-      if (t < lot) {
+      if (t < most) {
         list_of(e)[count + t] = filler;
-        if (count + t < (count + lot - 1) / lot * lot)
+        if (count + t < (count + most - 1) / most * most)
           for (int i = 0; i < stride; ++i) terms_of(e)[(count + t) * stride + i] = 0.0f;
       }
       if (thread.marked % (1 << units) == 0) return;
       int next = (thread.marked >> units) - first;  // in the list
-      // What is not listed goes where nobody reads: to branch for it would take longer.
+      bool listed[units];
       float* to[units];
       float change[units];
       int row = in_head(seat) * row_bytes();
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) {
         const bool marked = (thread.marked >> u & 1) != 0;
-        const bool listed = marked && next >= 0 && next < at_.capacity;
-        list_of(e)[listed ? next : at_.capacity + lot] = row;
-        to[u] = terms_of(e) + (listed ? next : at_.capacity) * stride;
+        listed[u] = marked && next >= 0 && next < at_.capacity;
+        if constexpr (Team::roomy)
+          store_if(listed[u], list_of(e) + next, row);
+        else if (listed[u])
+          list_of(e)[next] = row;
+        to[u] = terms_of(e) + next * stride;
         change[u] = is_active(thread.kept[u]) ? on : off;
         if (marked) ++next;
         row += row_bytes();
@@ -155,7 +169,7 @@ class Listed : public Region<actions, Precision, Team> {
         DTAG_UNROLLED
         for (int k = part; k < part + 4 && k <= actions; ++k)
           if (k == 0)
-            for (int u = 0; u < units; ++u) by[0][u] = this->base_of(thread, seat, u);
+            this->get_base(thread, seat, by[0]);
           else if (keeps_first)
             for (int u = 0; u < units; ++u) by[k - part][u] = thread.first[k - 1][u];
           else
@@ -164,7 +178,10 @@ class Listed : public Region<actions, Precision, Team> {
         for (int u = 0; u < units; ++u) {
           float term[4];
           for (int i = 0; i < 4; ++i) term[i] = change[u] * by[i][u];
-          store_four(to[u] + part, term);
+          if constexpr (Team::roomy)
+            store_if(listed[u], to[u] + part, term);
+          else if (listed[u])
+            store_shared(to[u] + part, term);
         }
       }
     });
@@ -174,11 +191,11 @@ class Listed : public Region<actions, Precision, Team> {
   DTAG_BOTH void begin_map() {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      load(critic_.second_bias + seat.first, thread.c);
+      load(critic_.second_bias + seat.first, thread.map[0]);
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a)
         DTAG_UNROLLED
-        for (int u = 0; u < units; ++u) thread.m[a][u] = 0.0f;
+        for (int u = 0; u < units; ++u) thread.map[1 + a][u] = 0.0f;
       thread.next = 0;
     });
   }
@@ -219,7 +236,7 @@ class Listed : public Region<actions, Precision, Team> {
     team_.each([&](Unit& thread, const Seat& here) {
       float bias[units];
       load(critic_.second_bias + anew(here).first, bias);
-      for (int u = 0; u < units; ++u) thread.c[u] += bias[u];
+      for (int u = 0; u < units; ++u) thread.map[0][u] += bias[u];
     });
   }
 
@@ -228,29 +245,39 @@ class Listed : public Region<actions, Precision, Team> {
     constexpr int ahead = Team::roomy ? 3 : 1;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      add_rows<ahead>(seat.head, in_head(seat), first, thread.c, thread.m);
+      add_rows<4, ahead>(seat.head, in_head(seat), 0, first, thread.map);
     });
   }
 
-  // Add the listed rows of a head to the units from `unit` on. They take hundreds of cycles to come:
-  // `ahead` lots of them are under way, and as soon as a lot was added the one so many on is sent for.
-  template <int ahead, int count>
-  DTAG_BOTH void add_rows(int e, int unit, int first, float (&c)[count],
-                          float (&m)[actions][count]) const {
+  template <int lot>
+  DTAG_BOTH static void load_rows(const int* from, int (&row)[lot]) {
+    static_assert(SharedLayout::listed_together % lot == 0 && lot % 4 == 0, "lists hold whole lots");
+    DTAG_UNROLLED
+    for (int i = 0; i < lot; i += 4) load_four(from + i, row + i);
+  }
+
+  // Add the listed rows of a head to columns of the map, from `column` on, of units, from `unit` on.
+  // They take hundreds of cycles to come: `ahead` lots of `lot` are under way, and as soon as a lot was
+  // added the one so many on is sent for.
+  template <int lot, int ahead, int columns, int count>
+  DTAG_BOTH void add_rows(int e, int unit, int column, int first, float (&map)[columns][count]) const {
+    constexpr int read = columns == 1 + actions ? stride : columns;  // terms, with what fills them up
     const int* const listed = list_of(e);
-    const float* const terms = terms_of(e);
+    const float* const terms = terms_of(e) + column;
     const Weight* const rows =
         static_cast<const Weight*>(critic_.transposed) + e * width() * width() + unit;
     const int lots = (count_listed(e, first) + lot - 1) / lot;
     Weights<Weight, count> weights[ahead][lot];
     DTAG_UNROLLED
     for (int side = 0; side < ahead; ++side) {
-      int row[lot];
-      if (side < lots) load_four(listed + side * lot, row);
       DTAG_UNROLLED
-      for (int i = 0; i < lot; ++i) {
+      for (int i = 0; i < lot; ++i)
         weights[side][i] = {};  // else what was there before takes registers until then
-        if (side < lots) weights[side][i].stream(beyond(rows, row[i]));
+      if (side < lots) {
+        int row[lot];
+        load_rows<lot>(listed + side * lot, row);
+        DTAG_UNROLLED
+        for (int i = 0; i < lot; ++i) weights[side][i].stream(beyond(rows, row[i]));
       }
     }
     for (int at = 0; at < lots; at += ahead) {
@@ -259,12 +286,12 @@ class Listed : public Region<actions, Precision, Team> {
         if (at + side >= lots) break;
         const int next = at + side + ahead;
         int row[lot];
-        if (next < lots) load_four(listed + next * lot, row);
+        if (next < lots) load_rows<lot>(listed + next * lot, row);
         DTAG_UNROLLED
         for (int i = 0; i < lot; ++i) {
-          float term[stride];
-          load_terms(terms + ((at + side) * lot + i) * stride, term);
-          add_row<actions, count>(term, weights[side][i], c, m);
+          float term[read];
+          load_shared(terms + ((at + side) * lot + i) * stride, term);
+          add_row(term, weights[side][i], map);
         }
         if (next < lots) {
           DTAG_UNROLLED
@@ -272,11 +299,6 @@ class Listed : public Region<actions, Precision, Team> {
         }
       }
     }
-  }
-
-  // Of its head, the unit that a thread makes the map of in part `part` of a cluster.
-  DTAG_BOTH int unit_of_part(int part, const Seat& seat) const {
-    return part * critic_.layout.threads_per_head + seat.thread;
   }
 };
 

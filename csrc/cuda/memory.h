@@ -35,7 +35,7 @@ DTAG_BOTH void load(const float* from, float (&into)[4]) {
 #endif
 }
 
-// Four aligned neighbours in shared memory, of float or int.
+// Aligned neighbours in shared memory, of float or int.
 template <typename Number>
 DTAG_BOTH void load_four(const Number* from, Number* into) {
 #ifdef __CUDA_ARCH__
@@ -46,6 +46,59 @@ DTAG_BOTH void load_four(const Number* from, Number* into) {
   for (int i = 0; i < 4; ++i) into[i] = from[i];
 #endif
 }
+// As many as there is room for, an even number.
+template <int count>
+DTAG_BOTH void load_shared(const float* from, float (&into)[count]) {
+  static_assert(count % 2 == 0, "pairs");
+  DTAG_UNROLLED
+  for (int i = 0; i < count; i += count % 4 == 0 ? 4 : 2) {
+    if constexpr (count % 4 == 0) {
+      load_four(from + i, into + i);
+    } else {
+#ifdef __CUDA_ARCH__
+      const float2 v = *reinterpret_cast<const float2*>(from + i);
+      into[i] = v.x, into[i + 1] = v.y;
+#else
+      into[i] = from[i], into[i + 1] = from[i + 1];
+#endif
+    }
+  }
+}
+// To the shared memory of any block of a cluster.
+template <int count>
+DTAG_BOTH void store_shared(float* to, const float (&from)[count]) {
+#ifdef __CUDA_ARCH__
+  if constexpr (count == 4)
+    *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+  else
+    *reinterpret_cast<float2*>(to) = make_float2(from[0], from[1]);
+#else
+  for (int i = 0; i < count; ++i) to[i] = from[i];
+#endif
+}
+// To the block's own, if so: without a branch, which takes longer.
+DTAG_BOTH void store_if(bool so, float* to, const float (&from)[4]) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{ .reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.v4.f32 [%1], {%2, %3, %4, %5}; }" ::"r"(
+          so ? 1 : 0),
+      "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "f"(from[0]), "f"(from[1]),
+      "f"(from[2]), "f"(from[3])
+      : "memory");
+#else
+  if (so) store_shared(to, from);
+#endif
+}
+DTAG_BOTH void store_if(bool so, int* to, int from) {
+#ifdef __CUDA_ARCH__
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.s32 [%1], %2; }" ::"r"(so ? 1 : 0),
+               "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "r"(from)
+               : "memory");
+#else
+  if (so) *to = from;
+#endif
+}
+
 // The weights of a thread's units in a row of a matrix between the hidden layers, as they lie in
 // memory, so that those under way take no more registers than that. They are evicted first: what they
 // are needed for again, soon, is the rows of other blocks on the same multiprocessor.
@@ -75,13 +128,10 @@ struct Weights<float, units> {
 
   // From shared memory.
   DTAG_BOTH void take(const float* from) {
-#ifdef __CUDA_ARCH__
-    if constexpr (units == 4) {
-      load_four(from, numbers);
-      return;
-    }
-#endif
-    for (int i = 0; i < units; ++i) numbers[i] = from[i];
+    if constexpr (units == 1)
+      numbers[0] = from[0];
+    else
+      load_shared(from, numbers);
   }
 
   DTAG_BOTH float operator[](int u) const { return numbers[u]; }
@@ -143,15 +193,6 @@ DTAG_BOTH void stream_four(const float* from, float (&into)[4]) {
       : "l"(from));
 #else
   for (int i = 0; i < 4; ++i) into[i] = from[i];
-#endif
-}
-
-// Four aligned neighbours to shared memory.
-DTAG_BOTH void store_four(float* to, const float* from) {
-#ifdef __CUDA_ARCH__
-  *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
-#else
-  for (int i = 0; i < 4; ++i) to[i] = from[i];
 #endif
 }
 

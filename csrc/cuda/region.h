@@ -125,7 +125,7 @@ class Region {
         if (first + Unit::rows_sent_for < rows)
           send_for_rows(first + Unit::rows_sent_for, thread, seat);
       }
-      for (int u = 0; u < units; ++u) own(at_.share, seat)[u] = thread.kept[u];
+      store_shared(own(at_.share, seat), thread.kept);
     });
   }
 
@@ -152,10 +152,12 @@ class Region {
       for (int u = 0; u < units; ++u) z[u] = fmaf(x[a], w[u], z[u]);
     }
   }
-  // z_1 at the base of the region, of a thread's unit.
-  DTAG_BOTH float& base_of(Unit& thread, const Seat& seat, int u) const {
-    if constexpr (Team::roomy) return thread.base[u];
-    return own(at_.base, seat)[u];
+  // z_1 at the base of the region, of the thread's units.
+  DTAG_BOTH void get_base(const Unit& thread, const Seat& seat, float (&into)[units]) const {
+    if constexpr (Team::roomy)
+      for (int u = 0; u < units; ++u) into[u] = thread.base[u];
+    else
+      load_shared(own(at_.base, seat), into);
   }
   // w, of the thread's units.
   DTAG_BOTH void get_output(const Unit& thread, const Seat& seat, float (&into)[units]) const {
@@ -182,15 +184,16 @@ class Region {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       float share[units];
-      DTAG_UNROLLED
-      for (int u = 0; u < units; ++u) share[u] = own(at_.share, seat)[u];
+      load_shared(own(at_.share, seat), share);
       first_layer(share, base, seat, thread, thread.kept);
-      DTAG_UNROLLED
-      for (int u = 0; u < units; ++u) base_of(thread, seat, u) = thread.kept[u];
+      if constexpr (Team::roomy)
+        for (int u = 0; u < units; ++u) thread.base[u] = thread.kept[u];
+      else
+        store_shared(own(at_.base, seat), thread.kept);
       if (!deep_) {
-        for (int u = 0; u < units; ++u) thread.c[u] = thread.kept[u];
+        for (int u = 0; u < units; ++u) thread.map[0][u] = thread.kept[u];
         DTAG_UNROLLED
-        for (int a = 0; a < actions; ++a) load_first(seat, a, thread.m[a]);
+        for (int a = 0; a < actions; ++a) load_first(seat, a, thread.map[1 + a]);
       }
     });
   }
@@ -215,8 +218,7 @@ class Region {
     gather_move();
     team_.each([&](Unit& thread, const Seat& seat) {
       float base[units];
-      DTAG_UNROLLED
-      for (int u = 0; u < units; ++u) base[u] = base_of(thread, seat, u);
+      get_base(thread, seat, base);
       first_layer(base, move_, seat, thread, thread.kept);
     });
     sum_up();
@@ -275,7 +277,7 @@ class Region {
                  [&](const Unit& thread, const Seat& seat, float (&sum)[1 + actions]) {
                    float output[units];
                    get_output(thread, seat, output);
-                   evaluate_units<actions, units>(thread.c, thread.m, move_, output,
+                   evaluate_units<actions, units>(thread.map, move_, output,
                                                   critic_.negative_slope, sum);
                  });
   }

@@ -31,17 +31,17 @@ DTAG_BOTH float effective_weight(float w, float z, float negative_slope) {
   return is_active(z) ? w : w * negative_slope;
 }
 
-// What a first-layer unit adds to the maps above it where its slope changes: its row of W_2^T, to c by
-// term[0], the change times z_1 at the base, and to M by the change times its weights for the action.
-template <int actions, int units, typename Weights, int terms>
-DTAG_BOTH void add_row(const float (&term)[terms], const Weights& weights, float (&c)[units],
-                       float (&m)[actions][units]) {
+// What a first-layer unit adds to the maps above it where its slope changes: its row of W_2^T, to each
+// column by a term. To c it is the change times z_1 at the base, to M's columns the change times its
+// weights for the action.
+template <int columns, int units, typename Weights, int terms>
+DTAG_BOTH void add_row(const float (&term)[terms], const Weights& weights,
+                       float (&map)[columns][units]) {
+  static_assert(columns <= terms, "a term a column");
   DTAG_UNROLLED
-  for (int u = 0; u < units; ++u) c[u] = fmaf(term[0], weights[u], c[u]);
-  DTAG_UNROLLED
-  for (int a = 0; a < actions; ++a) {
+  for (int i = 0; i < columns; ++i) {
     DTAG_UNROLLED
-    for (int u = 0; u < units; ++u) m[a][u] = fmaf(term[1 + a], weights[u], m[a][u]);
+    for (int u = 0; u < units; ++u) map[i][u] = fmaf(term[i], weights[u], map[i][u]);
   }
 }
 
@@ -59,25 +59,25 @@ DTAG_BOTH float sum_pairs(X x, Y y) {
 }
 
 // A thread's share of q, sum[0], and of its gradient at base + d: sum over its units of
-// w act(c + M d), each pair of units by itself first.
+// w act(c + M d), each pair of units by itself first. map: c, then M's columns.
 template <int actions, int units>
-DTAG_BOTH void evaluate_units(const float (&c)[units], const float (&m)[actions][units],
-                              const float (&d)[actions], const float (&output)[units],
-                              float negative_slope, float (&sum)[1 + actions]) {
+DTAG_BOTH void evaluate_units(const float (&map)[1 + actions][units], const float (&d)[actions],
+                              const float (&output)[units], float negative_slope,
+                              float (&sum)[1 + actions]) {
   float effective[units];
   float z[units];
   DTAG_UNROLLED
   for (int u = 0; u < units; ++u) {
-    z[u] = c[u];
+    z[u] = map[0][u];
     DTAG_UNROLLED
-    for (int a = 0; a < actions; ++a) z[u] = fmaf(m[a][u], d[a], z[u]);
+    for (int a = 0; a < actions; ++a) z[u] = fmaf(map[1 + a][u], d[a], z[u]);
     effective[u] = effective_weight(output[u], z[u], negative_slope);
   }
   sum[0] = sum_pairs<units>([&](int u) { return effective[u]; }, [&](int u) { return z[u]; });
   DTAG_UNROLLED
   for (int a = 0; a < actions; ++a)
     sum[1 + a] =
-        sum_pairs<units>([&](int u) { return effective[u]; }, [&](int u) { return m[a][u]; });
+        sum_pairs<units>([&](int u) { return effective[u]; }, [&](int u) { return map[1 + a][u]; });
 }
 
 // ---- the heads ----

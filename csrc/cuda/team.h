@@ -70,13 +70,16 @@ DTAG_BOTH int bits_of(uint32_t word) {
 template <int actions, int units, bool roomy>
 struct Thread {
   static constexpr int rows_sent_for = roomy ? 20 : 4;
-  float c[units];           // z_2 = c + M d
-  float m[actions][units];
+  float map[1 + actions][units];  // c, and the columns of M: z_2 = c + M d
   float first[actions][units];  // W_1a, where there are registers for it
   float output[units];      // w, likewise
   float base[units];        // z_1 at the base of the region, likewise
   float sent_for[rows_sent_for][units];  // of W_1s^T, while the observation is taken
   float raw, mean, std;     // a dimension of the observation
+  // Of a map that a cluster builds: half of the columns, with what fills them up, of two units.
+  static constexpr int units_of_share = 2, columns_of_share = term_stride(actions) / 2;
+  float share[columns_of_share][units_of_share];
+  float bias[units_of_share];
   float kept[units];        // z_1 where signs were last looked at; the full network's slopes
   float top[units];         // the full network's last layer
   uint32_t signs;           // of z_1 in the region, a bit a unit

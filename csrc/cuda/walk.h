@@ -93,7 +93,6 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::evaluate_sums;
   using Base::job_;
   using Base::list;
-  using Base::load_terms;
   using Base::no_more;
   using Base::observe;
   using Base::place;
@@ -207,7 +206,7 @@ class Walk : public Following<actions, Precision, Team> {
         float part[usual_warps][stride];
         DTAG_UNROLLED
         for (int warp = 0; warp < usual_warps; ++warp)
-          load_terms(sums + (e * usual_warps + warp) * stride, part[warp]);
+          load_shared(sums + (e * usual_warps + warp) * stride, part[warp]);
         DTAG_UNROLLED
         for (int i = 0; i <= actions; ++i)
           of[e][i] = sum_of_warps([&](int warp) { return part[warp][i]; });

@@ -172,7 +172,8 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   if (kind == Kind::rows && occupancy.teams == 0) plan = planned(row_kernel(critic, kinds));
   if (kind == Kind::automatic) {
     const int multiprocessors = occupancy.multiprocessors;
-    const bool few = clusters_for_few_rows && why_no_cluster(critic) == nullptr &&
+    const bool builds = critic.hidden_layers == 2 && !job.dense;
+    const bool few = clusters_for_few_rows && builds && why_no_cluster(critic) == nullptr &&
                      job.rows * kinds.cluster.blocks <= multiprocessors;
     if (few) plan = planned(kinds.cluster);
     const bool many = job.rows >= static_cast<int64_t>(rows_to_build_together) * multiprocessors;

@@ -22,7 +22,7 @@ ARCHITECTURES = {"sm_80", "sm_90"}
 # Action dimensions of the kernels of the standing shapes: maze, hopper, halfcheetah, humanoid.
 STANDING = (2, 4, 6, 17)
 # Bytes of spill stores of a kernel of tiles, which has all the registers a thread can have.
-SPILLED_BY_TILES = 32
+SPILLED_BY_TILES = 8
 # Bytes of spill stores of a kernel that builds four rows together, which leaves each of its 512
 # threads 128 registers: of bookkeeping, at most so many.
 SPILLED_TOGETHER = 64

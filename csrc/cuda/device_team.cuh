@@ -148,6 +148,12 @@ class DeviceTeam {
     if (lane_index() == 0) put(to + thread_ / warp_size, count);
   }
 
+  // A row has no more warps than a warp has lanes.
+  __device__ __forceinline__ int count_votes(int from, int n) const {
+    const int* const votes = reinterpret_cast<const int*>(shared_) + from;
+    return __reduce_add_sync(0xffffffffu, lane_index() < n ? votes[lane_index()] : 0);
+  }
+
   template <typename F>
   __device__ __forceinline__ void reduce(int sums, F f) const {
     float values[1 + actions];

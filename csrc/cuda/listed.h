@@ -57,7 +57,7 @@ class Listed : public Region<actions, Precision, Team> {
       for (int i = 0; i < Share::columns; ++i)
         for (int u = 0; u < Share::units; ++u)
           thread.share[i][u] = i == 0 && share.column == 0 ? thread.bias[u] : 0.0f;
-      add_rows<8, 4>(seat.head, share.unit, share.column, 0, thread.share);
+      add_rows<8, 4>(seat.head, share.unit, share.column, thread.count, thread.share);
     });
   }
 
@@ -121,9 +121,9 @@ class Listed : public Region<actions, Precision, Team> {
     }
   };
 
-  // Of the marked units of a head, from the one of index `first` on, how many there are in a list.
-  DTAG_BOTH int count_listed(int e, int first) const {
-    const int left = this->count_marked(e, at_.warps_per_head) - first;
+  // Of so many marked units of a head, how many are in a list from the one of index `first` on.
+  DTAG_BOTH int count_listed(int marked, int first) const {
+    const int left = marked - first;
     return left < 0 ? 0 : left < at_.capacity ? left : at_.capacity;
   }
 
@@ -138,7 +138,7 @@ class Listed : public Region<actions, Precision, Team> {
       const Seat seat = anew(here);
       const int e = seat.head, t = seat.thread;
       thread.signs = signs_of(thread);
-      const int count = count_listed(e, first);
+      const int count = count_listed(thread.count, first);
       if (t < most) {
         list_of(e)[count + t] = filler;
         if (count + t < (count + most - 1) / most * most)
@@ -220,7 +220,7 @@ class Listed : public Region<actions, Precision, Team> {
   // them the list has room for it.
   DTAG_BOTH void build_by_tiles() {
     multiply_by_tiles<1 + actions>(
-        team_, [&](int e) { return count_listed(e, 0); },
+        team_, [&](int e) { return this->count_marked(e, at_.warps_per_head); },
         [&](int e, int n) {
           return beyond(static_cast<const float*>(critic_.transposed) + e * width() * width(),
                         list_of(e)[n]);
@@ -245,7 +245,7 @@ class Listed : public Region<actions, Precision, Team> {
     constexpr int ahead = Team::roomy ? 3 : 1;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      add_rows<4, ahead>(seat.head, in_head(seat), 0, first, thread.map);
+      add_rows<4, ahead>(seat.head, in_head(seat), 0, count_listed(thread.count, first), thread.map);
     });
   }
 
@@ -260,13 +260,13 @@ class Listed : public Region<actions, Precision, Team> {
   // They take hundreds of cycles to come: `ahead` lots of `lot` are under way, and as soon as a lot was
   // added the one so many on is sent for.
   template <int lot, int ahead, int columns, int count>
-  DTAG_BOTH void add_rows(int e, int unit, int column, int first, float (&map)[columns][count]) const {
+  DTAG_BOTH void add_rows(int e, int unit, int column, int listed_rows, float (&map)[columns][count]) const {
     constexpr int read = columns == 1 + actions ? stride : columns;  // terms, with what fills them up
     const int* const listed = list_of(e);
     const float* const terms = terms_of(e) + column;
     const Weight* const rows =
         static_cast<const Weight*>(critic_.transposed) + e * width() * width() + unit;
-    const int lots = (count_listed(e, first) + lot - 1) / lot;
+    const int lots = (listed_rows + lot - 1) / lot;
     Weights<Weight, count> weights[ahead][lot];
     DTAG_UNROLLED
     for (int side = 0; side < ahead; ++side) {

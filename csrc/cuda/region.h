@@ -246,6 +246,7 @@ class Region {
     team_.each([&](Unit& thread, const Seat& seat) {
       const int warp = seat.thread / warp_size, lane = seat.thread % warp_size;
       int marked = 0, before = count_marked(seat.head, warp);
+      thread.count = count_marked(seat.head, at_.warps_per_head);
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) {
         marked |= static_cast<int>(thread.votes[u] >> lane & 1) << u;
@@ -257,14 +258,7 @@ class Region {
   }
   // Of so many warps, from one of the head's on.
   DTAG_BOTH int count_marked(int e, int warps) const {
-    const int* const votes =
-        reinterpret_cast<const int*>(team_.shared()) + at_.votes + e * at_.warps_per_head;
-    int count = 0;
-#ifdef __CUDA_ARCH__
-#pragma unroll 4
-#endif
-    for (int warp = 0; warp < warps; ++warp) count += votes[warp];
-    return count;
+    return team_.count_votes(at_.votes + e * at_.warps_per_head, warps);
   }
 
   // Each warp's sums of q and its gradient at base + move, by the map.

@@ -8,6 +8,7 @@
 //   any(f)              whether f(thread, seat) holds for any thread, to all, who wait as in sync()
 //   vote(to, f)         f(thread, u) of the threads' units: thread.votes[u] has the bits of the warp's
 //                       lanes, and the integer `to` + w how many bits those of warp w have
+//   count_votes(from, n)   the sum of n such integers; also within each(f) and warps(f)
 //   reduce(to, f)       f(thread, seat, values) gives 1 + actions values; a warp's sums to `to`,
 //                       term_stride(actions) a warp
 //   warps<State>(f)     f(warp, head, first unit) by every warp: warp.each(g) is g(state, lane) by its
@@ -85,6 +86,7 @@ struct Thread {
   uint32_t signs;           // of z_1 in the region, a bit a unit
   uint32_t votes[units];    // of the warp's last vote
   int marked;               // of the units, a bit each; above them how many come before in the head
+  int count;                // how many are marked in the head
   int next;                 // of the listed rows: which to add next
 };
 

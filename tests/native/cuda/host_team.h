@@ -119,6 +119,15 @@ class HostTeam {
     });
   }
 
+  int count_votes(int from, int n) const {
+    int count = 0, votes;
+    for (int i = 0; i < n; ++i) {
+      std::memcpy(&votes, shared_ + from + i, sizeof(votes));
+      count += votes;
+    }
+    return count;
+  }
+
   template <typename F>
   void reduce(int to, F f) {
     turns_->take(count() / warp_size, [&](int warp) {

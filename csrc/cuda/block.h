@@ -16,7 +16,8 @@ template <typename Precision, typename Block>
 DTAG_BOTH void build_together(Block& block, const Job& job) {
   using Weight = typename Precision::Weight;
   const PackedCritic& critic = job.critic;
-  const int width = critic.layout.width, part_size = staged_rows * width;
+  const int width = critic.layout.width, staged_rows = job.staged_rows;
+  const int part_size = staged_rows * width;
   const int parts = (critic.first_units + staged_rows - 1) / staged_rows;
   const auto* const transposed = static_cast<const Weight*>(critic.transposed);
   const auto staged = [&](int part) DTAG_INLINED {

@@ -202,14 +202,14 @@ struct SharedLayout {
   }
 };
 
-// Rows that are built together read W_2^T by way of shared memory, `staged_rows` of every head at a
-// time; so many times are under way or in use: [stages, E, staged_rows, P] weights.
-constexpr int staged_rows = 16;
+// Rows that are built together read W_2^T by way of shared memory, as many rows of every head at a
+// time as there is room for, a power of two; so many times are under way or in use:
+// [stages, E, staged_rows, P] weights.
+constexpr int most_staged_rows = 32, least_staged_rows = 8;
 constexpr int stages = 2;
-inline size_t staged_bytes(const PackedCritic& critic, int rows_of_block) {
+inline size_t staged_bytes(const PackedCritic& critic, int staged_rows) {
   const size_t weight = critic.precision == Precision::bf16 ? 2 : 4;
-  return rows_of_block == 1 ? 0
-                            : weight * stages * critic.heads * staged_rows * critic.layout.width;
+  return weight * stages * critic.heads * staged_rows * critic.layout.width;
 }
 
 struct Job {
@@ -218,7 +218,8 @@ struct Job {
   PackedCritic critic;
   SharedLayout shared;  // of the kernel that is launched
   Settings settings;
-  bool dense = false;  // the full network at every step, no walk
+  int staged_rows = 0;  // where rows are built together
+  bool dense = false;   // the full network at every step, no walk
   int64_t rows = 0;
   int64_t starts = 1;
   const float* observations = nullptr;  // [B, S], raw

@@ -37,17 +37,19 @@ const Kernel& row_kernel(const PackedCritic& critic, const KernelsOf::Kinds& kin
 // A launch of a kernel for a critic, but for its number of blocks.
 struct Plan {
   Kernel kernel;
+  int staged_rows;
   cudaLaunchConfig_t config = {};
   cudaLaunchAttribute cluster = {};
 
-  Plan(const PackedCritic& critic, const Kernel& kernel) : kernel(kernel) {
+  Plan(const PackedCritic& critic, const Kernel& kernel, int staged_rows = 0)
+      : kernel(kernel), staged_rows(staged_rows) {
     const SharedLayout shared(critic, kernel.has_map);
     const int threads = critic.heads * critic.layout.threads_per_head;
     config.gridDim = dim3(static_cast<unsigned>(kernel.blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads * kernel.together));
     config.dynamicSmemBytes =
         sizeof(float) * static_cast<size_t>(shared.floats) * kernel.together +
-        staged_bytes(critic, kernel.together);
+        staged_bytes(critic, staged_rows);
     if (kernel.blocks == 1) return;
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = static_cast<unsigned>(kernel.blocks);
@@ -109,6 +111,19 @@ cudaError_t occupancy_of(Plan& plan, int device, Occupancy* found) {
   return cudaSuccess;
 }
 
+// The plan for a kernel, with as many rows staged as the device has shared memory for.
+cudaError_t make_plan(const PackedCritic& critic, const Kernel& kernel, int device, Plan* plan,
+                      Occupancy* occupancy) {
+  int staged_rows = kernel.together > 1 ? most_staged_rows : 0;
+  cudaError_t error;
+  do {
+    *plan = Plan(critic, kernel, staged_rows);
+    error = occupancy_of(*plan, device, occupancy);
+    staged_rows /= 2;
+  } while (error == cudaSuccess && occupancy->teams == 0 && staged_rows >= least_staged_rows);
+  return error;
+}
+
 }  // namespace
 
 const char* why_not(int device) {
@@ -133,7 +148,7 @@ const char* prepare(const PackedCritic& critic, int device) {
   for (const Kernel* kernel : {&kinds->cluster, &kinds->rows, &row_kernel(critic, *kinds)}) {
     if (kernel == &kinds->cluster && why_no_cluster(critic) != nullptr) continue;
     Plan plan(critic, *kernel);
-    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
+    if (error == cudaSuccess) error = make_plan(critic, *kernel, device, &plan, &occupancy);
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   if (occupancy.teams == 0)
@@ -163,7 +178,7 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   Occupancy occupancy{};
   const auto planned = [&](const Kernel& kernel) {
     Plan plan(critic, kernel);
-    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
+    if (error == cudaSuccess) error = make_plan(critic, kernel, device, &plan, &occupancy);
     return plan;
   };
   Plan plan = planned(kind == Kind::cluster ? kinds.cluster
@@ -187,6 +202,7 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   plan.config.stream = reinterpret_cast<cudaStream_t>(stream);
   Job copy = job;
   copy.shared = SharedLayout(critic, kernel.has_map);
+  copy.staged_rows = plan.staged_rows;
   void* arguments[] = {&copy};
   error = cudaLaunchKernelExC(plan.with_attributes(), kernel.function, arguments);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

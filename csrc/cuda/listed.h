@@ -22,22 +22,33 @@ class Listed : public Region<actions, Precision, Team> {
   static constexpr int stride = Base::stride;
 
   // Add those of the listed rows that are in part `part` of W_2^T, which lies in shared memory:
-  // staged [E, staged_rows, P].
+  // staged [E, staged_rows, P]. Two at a time: what is done about a row takes as long as half of its
+  // multiply-adds.
   DTAG_BOTH void add_staged(const Weight* staged, int part) {
+    const int staged_rows = this->job_.staged_rows;
     const int first = part * staged_rows * row_bytes(), end = first + staged_rows * row_bytes();
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       const int* const listed = list_of(seat.head);
       const float* const terms = terms_of(seat.head);
       const Weight* const rows = staged + seat.head * staged_rows * width() + in_head(seat);
-      int n = thread.next, row = listed[n];
-      for (int at = n * stride; row < end; at += stride) {
-        Weights<Weight, units> weights;
-        weights.take(beyond(rows, row - first));
-        float term[stride];
-        load_shared(terms + at, term);
-        row = listed[++n];
-        add_row(term, weights, thread.map);
+      int n = thread.next;
+      int row[2] = {listed[n], listed[n + 1]};
+      const float* from = terms + n * stride;
+      Weights<Weight, units> weights[2];
+      float term[2][stride];
+      for (; row[1] < end; from += 2 * stride) {
+        for (int i = 0; i < 2; ++i) weights[i].take(beyond(rows, row[i] - first));
+        for (int i = 0; i < 2; ++i) load_shared(from + i * stride, term[i]);
+        n += 2;
+        for (int i = 0; i < 2; ++i) row[i] = listed[n + i];
+        for (int i = 0; i < 2; ++i) add_row(term[i], weights[i], thread.map);
+      }
+      if (row[0] < end) {
+        weights[0].take(beyond(rows, row[0] - first));
+        load_shared(from, term[0]);
+        add_row(term[0], weights[0], thread.map);
+        ++n;
       }
       thread.next = n;
     });

@@ -25,7 +25,7 @@ STANDING = (2, 4, 6, 17)
 SPILLED_BY_TILES = 8
 # Bytes of spill stores of a kernel that builds four rows together, which leaves each of its 512
 # threads 128 registers: of bookkeeping, at most so many.
-SPILLED_TOGETHER = 64
+SPILLED_TOGETHER = 72
 # What a row added to a map may take of a thread's instructions, and its multiply-adds: of four
 # units and 1 + A columns, A = 6.
 INSTRUCTIONS_OF_A_ROW, MULTIPLY_ADDS_OF_A_ROW = 40, 4 * (1 + 6)

@@ -15,6 +15,7 @@ void run(Job job) {
   constexpr bool roomy = is_roomy(together, threads, Precision::tiles);
   using Block = HostBlock<actions, together, blocks_of_row, roomy, Precision>;
   job.shared = SharedLayout(job.critic, Precision::tiles || blocks_of_row > 1);
+  if (together > 1) job.staged_rows = least_staged_rows << turn % 3;
   for (int64_t index = blocks - 1; index >= 0; --index) {
     Block block(job, index, blocks, turn);
     refine_rows<actions, together, blocks_of_row, Precision>(block, job);

@@ -211,7 +211,7 @@ class HostBlock {
         count_(count),
         at_(job.shared),
         turns_{turn},
-        memory_(teams_ * at_.floats + staged_bytes(job.critic, together) / sizeof(float),
+        memory_(teams_ * at_.floats + staged_bytes(job.critic, job.staged_rows) / sizeof(float),
                 std::numeric_limits<float>::quiet_NaN()) {
     for (int r = 0; r < teams_; ++r)
       walks_.emplace_back(Team(job, memory_.data() + r * at_.floats, &turns_), job);

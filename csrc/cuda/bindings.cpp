@@ -119,7 +119,7 @@ void refine(const PackedCritic& critic, const Settings& settings, bool dense, in
             const std::string& kernel) {
   static const std::map<std::string, Kind> kinds = {{"auto", Kind::automatic},
                                                     {"row", Kind::row},
-                                                    {"rows", Kind::rows},
+                                                    {"lean", Kind::lean},
                                                     {"cluster", Kind::cluster}};
   const Kind kind = word("kernel", kernel, kinds);
   Job job(critic);

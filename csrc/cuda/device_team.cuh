@@ -87,21 +87,17 @@ struct DeviceWarp {
   }
 };
 
-// A row's threads. index: of the team, where a block has several; thread: of the team.
-template <int actions, bool alone, bool has_room>
+// A row's threads.
+template <int actions, bool has_room>
 class DeviceTeam {
  public:
   static constexpr int units = units_per_thread(actions);
   static constexpr bool roomy = has_room;
   using Unit = Thread<actions, units, roomy>;
 
-  __device__ DeviceTeam(const PackedCritic& critic, int thread, int index, float* shared)
-      : index_(index),
-        thread_(thread),
-        threads_(critic.heads * critic.layout.threads_per_head),
-        shared_(shared) {
-    const int of_head = critic.layout.threads_per_head, head = thread / of_head;
-    seat_ = anew(Seat::of<units>(head, thread % of_head, critic.layout.width));
+  __device__ DeviceTeam(const PackedCritic& critic, float* shared) : shared_(shared) {
+    const int thread = threadIdx.x, of_head = critic.layout.threads_per_head;
+    seat_ = anew(Seat::of<units>(thread / of_head, thread % of_head, critic.layout.width));
     const int which = index_of_sum<1 + actions>();
     sum_ = anew(which < 0 ? -1 : thread / warp_size * term_stride(actions) + which);
   }
@@ -113,28 +109,11 @@ class DeviceTeam {
     f(unit_, seat_);
   }
 
-  __device__ __forceinline__ void sync() const {
-    if constexpr (alone)
-      __syncthreads();
-    else
-      asm volatile("barrier.sync %0, %1;" ::"r"(1 + index_), "r"(threads_) : "memory");
-  }
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
 
   template <typename F>
   __device__ __forceinline__ bool any(F f) {
-    const int here = f(unit_, seat_) ? 1 : 0;
-    if constexpr (alone) {
-      return __syncthreads_or(here) != 0;
-    } else {
-      int found;
-      asm volatile(
-          "{ .reg .pred p, q; setp.ne.s32 p, %1, 0; barrier.red.or.pred q, %2, %3, p; "
-          "selp.s32 %0, 1, 0, q; }"
-          : "=r"(found)
-          : "r"(here), "r"(1 + index_), "r"(threads_)
-          : "memory");
-      return found != 0;
-    }
+    return __syncthreads_or(f(unit_, seat_) ? 1 : 0) != 0;
   }
 
   template <typename F>
@@ -145,7 +124,7 @@ class DeviceTeam {
       unit_.votes[u] = __ballot_sync(0xffffffffu, f(unit_, u));
       count += __popc(unit_.votes[u]);
     }
-    if (lane_index() == 0) put(to + thread_ / warp_size, count);
+    if (lane_index() == 0) put(to + static_cast<int>(threadIdx.x) / warp_size, count);
   }
 
   // A row has no more warps than a warp has lanes.
@@ -208,8 +187,6 @@ class DeviceTeam {
     reinterpret_cast<Word*>(shared_)[to] = value;
   }
 
-  int index_, thread_;
-  int threads_;  // of the team
   Seat seat_;
   int sum_;  // where among all warps' sums the lane's is; none if negative
   float* shared_;
@@ -217,68 +194,39 @@ class DeviceTeam {
   Lane lane_;
 };
 
-// together: teams of a block; blocks: of a cluster, all of which take the same rows.
-template <int actions, int together, int blocks, bool roomy, typename Precision>
+// blocks: of a cluster, all of which take the same rows, or 1.
+template <int actions, int blocks, bool roomy, typename Precision>
 class DeviceBlock {
  public:
-  using Team = DeviceTeam<actions, together == 1, roomy>;
+  using Team = DeviceTeam<actions, roomy>;
 
   __device__ DeviceBlock(const Job& job, float* shared)
-      : shared_(shared),
-        at_(job.shared),
-        team_threads_(job.critic.heads * job.critic.layout.threads_per_head),
-        index_(together > 1 ? threadIdx.x / team_threads_ : 0),
-        walk_(Team(job.critic, together > 1 ? threadIdx.x % team_threads_ : threadIdx.x, index_,
-                   shared + index_ * at_.floats),
-              job) {}
+      : shared_(shared), walk_(Team(job.critic, shared), job) {}
 
   __device__ int64_t index() const { return blockIdx.x / blocks; }
   __device__ int64_t count() const { return gridDim.x / blocks; }
-  __device__ void sync() const { __syncthreads(); }
-  __device__ void* staging() const { return shared_ + together * at_.floats; }
 
   template <typename F>
   __device__ __forceinline__ void teams(F f) {
-    f(walk_, blocks == 1 ? index_ : rank());
+#if DTAG_CLUSTERS
+    if constexpr (blocks > 1) return f(walk_, static_cast<int>(cluster().block_rank()));
+#endif
+    f(walk_, 0);
   }
 
-  // Of the block in its cluster.
-  __device__ static int rank() {
-#if DTAG_CLUSTERS
-    return static_cast<int>(cluster().block_rank());
-#else
-    return 0;
-#endif
-  }
 #if DTAG_CLUSTERS
   __device__ float* first_shared() const { return cluster().map_shared_rank(shared_, 0); }
   __device__ void arrive() const { cluster().barrier_arrive(); }
   __device__ void wait() const { cluster().barrier_wait(); }
-#endif
-
-  // bytes: a multiple of 16.
-  __device__ __forceinline__ void copy(void* to, const void* from, int bytes) const {
-    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    for (int i = static_cast<int>(threadIdx.x) * 16; i < bytes; i += static_cast<int>(blockDim.x) * 16)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + i),
-                   "l"(static_cast<const char*>(from) + i)
-                   : "memory");
-  }
-  __device__ void end_copies() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
-  __device__ void wait_for_copies() const {
-    asm volatile("cp.async.wait_group %0;" ::"n"(stages - 2) : "memory");
-  }
 
  private:
-#if DTAG_CLUSTERS
   __device__ static cooperative_groups::cluster_group cluster() {
     return cooperative_groups::this_cluster();
   }
 #endif
 
+ private:
   float* shared_;
-  const SharedLayout& at_;
-  int team_threads_, index_;  // of the team
   Walk<actions, Precision, Team> walk_;
 };
 

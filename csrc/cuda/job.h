@@ -24,14 +24,13 @@ namespace dtag::cuda {
 constexpr int warp_size = 32;
 constexpr int most_actions = 32;   // one lane of a warp holds one dimension of the action
 constexpr int most_threads = 256;  // of a row, in a block
-constexpr int most_threads_of_tiles = 256;  // where maps are built by tiles.h
 constexpr int most_threads_wide = 768;      // where registers no longer hold all; a kernel of its own
 
 // fp32; bf16: weight and transposed hold bfloat16; tf32x3: maps are built by tensor cores, tiles.h.
 enum class Precision { fp32, bf16, tf32x3 };
 
 DTAG_BOTH constexpr int most_threads_of(Precision precision) {
-  return precision == Precision::tf32x3 ? most_threads_of_tiles : most_threads_wide;
+  return precision == Precision::tf32x3 ? most_threads : most_threads_wide;
 }
 
 // The shapes there are kernels for. `actions` is the number of action dimensions that a kernel has
@@ -43,20 +42,6 @@ DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 
 DTAG_BOTH constexpr int blocks_of_cluster(int actions) { return units_per_thread(actions); }
 // Hidden units that lie together in arrays with rows for each action dimension.
 constexpr int group_units = 64;
-// Rows that a block of a large batch builds together, so that they share the weights they read.
-DTAG_BOTH constexpr int rows_together(int actions) { return actions <= 8 ? 4 : 1; }
-constexpr int most_threads_together = 512;  // of all their rows
-
-// Who builds a row's first map: its threads alone; together with other rows of the block, so that all
-// share what they read; or apart, in a cluster, of which each block builds a part.
-enum class Building { alone, together, apart };
-
-// Whether a thread has registers for what can be had again: not where a block has four rows, or one
-// of very many threads, and tiles take all.
-DTAG_BOTH constexpr bool is_roomy(int together, int threads, bool tiles) {
-  return together == 1 && threads <= most_threads && !tiles;
-}
-
 struct Layout {
   int actions;           // of the kernel, A or more
   int units;             // per thread
@@ -129,12 +114,6 @@ DTAG_BOTH int observation_rows(const PackedCritic& critic) {
   return (critic.observation_dim + 3) / 4 * 4;
 }
 
-// Whether a block has the threads for as many rows of the critic as are built together.
-inline bool fits_together(const PackedCritic& critic) {
-  return critic.heads * critic.layout.threads_per_head * rows_together(critic.layout.actions) <=
-         most_threads_together;
-}
-
 // Null, or why a cluster cannot take the critic.
 inline const char* why_no_cluster(const PackedCritic& critic) {
   if (critic.precision == Precision::tf32x3) return "with precision tf32x3 there are no clusters";
@@ -202,24 +181,13 @@ struct SharedLayout {
   }
 };
 
-// Rows that are built together read W_2^T by way of shared memory, as many rows of every head at a
-// time as there is room for, a power of two; so many times are under way or in use:
-// [stages, E, staged_rows, P] weights.
-constexpr int most_staged_rows = 32, least_staged_rows = 8;
-constexpr int stages = 2;
-inline size_t staged_bytes(const PackedCritic& critic, int staged_rows) {
-  const size_t weight = critic.precision == Precision::bf16 ? 2 : 4;
-  return weight * stages * critic.heads * staged_rows * critic.layout.width;
-}
-
 struct Job {
   explicit Job(const PackedCritic& critic) : critic(critic), shared(critic, false) {}
 
   PackedCritic critic;
   SharedLayout shared;  // of the kernel that is launched
   Settings settings;
-  int staged_rows = 0;  // where rows are built together
-  bool dense = false;   // the full network at every step, no walk
+  bool dense = false;  // the full network at every step, no walk
   int64_t rows = 0;
   int64_t starts = 1;
   const float* observations = nullptr;  // [B, S], raw

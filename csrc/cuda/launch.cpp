@@ -13,10 +13,6 @@
 namespace dtag::cuda {
 namespace {
 
-// From how many rows for each multiprocessor on they are built together: until then each has a
-// multiprocessor's arithmetic nearly to itself. Not measured yet.
-constexpr int rows_to_build_together = 8;
-
 // Whether a row takes a cluster while there are multiprocessors for all of its blocks. Not measured yet.
 constexpr bool clusters_for_few_rows = true;
 
@@ -29,27 +25,24 @@ const KernelsOf::Kinds* kernels_for(const PackedCritic& critic) {
   return nullptr;
 }
 
-// The kernel for a row a block.
-const Kernel& row_kernel(const PackedCritic& critic, const KernelsOf::Kinds& kinds) {
-  return critic.heads * critic.layout.threads_per_head > most_threads ? kinds.wide : kinds.row;
+// Of a kind, but for critics of very many units.
+const Kernel& kernel_of(const PackedCritic& critic, const KernelsOf::Kinds& kinds, Kind kind) {
+  if (critic.heads * critic.layout.threads_per_head > most_threads) return kinds.wide;
+  return kind == Kind::cluster ? kinds.cluster : kind == Kind::lean ? kinds.lean : kinds.row;
 }
 
 // A launch of a kernel for a critic, but for its number of blocks.
 struct Plan {
   Kernel kernel;
-  int staged_rows;
   cudaLaunchConfig_t config = {};
   cudaLaunchAttribute cluster = {};
 
-  Plan(const PackedCritic& critic, const Kernel& kernel, int staged_rows = 0)
-      : kernel(kernel), staged_rows(staged_rows) {
+  Plan(const PackedCritic& critic, const Kernel& kernel) : kernel(kernel) {
     const SharedLayout shared(critic, kernel.has_map);
     const int threads = critic.heads * critic.layout.threads_per_head;
     config.gridDim = dim3(static_cast<unsigned>(kernel.blocks));
-    config.blockDim = dim3(static_cast<unsigned>(threads * kernel.together));
-    config.dynamicSmemBytes =
-        sizeof(float) * static_cast<size_t>(shared.floats) * kernel.together +
-        staged_bytes(critic, staged_rows);
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = sizeof(float) * static_cast<size_t>(shared.floats);
     if (kernel.blocks == 1) return;
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = static_cast<unsigned>(kernel.blocks);
@@ -111,19 +104,6 @@ cudaError_t occupancy_of(Plan& plan, int device, Occupancy* found) {
   return cudaSuccess;
 }
 
-// The plan for a kernel, with as many rows staged as the device has shared memory for.
-cudaError_t make_plan(const PackedCritic& critic, const Kernel& kernel, int device, Plan* plan,
-                      Occupancy* occupancy) {
-  int staged_rows = kernel.together > 1 ? most_staged_rows : 0;
-  cudaError_t error;
-  do {
-    *plan = Plan(critic, kernel, staged_rows);
-    error = occupancy_of(*plan, device, occupancy);
-    staged_rows /= 2;
-  } while (error == cudaSuccess && occupancy->teams == 0 && staged_rows >= least_staged_rows);
-  return error;
-}
-
 }  // namespace
 
 const char* why_not(int device) {
@@ -145,10 +125,10 @@ const char* prepare(const PackedCritic& critic, int device) {
   if (kinds == nullptr) return "no kernel for so many action dimensions";
   cudaError_t error = cudaSetDevice(device);
   Occupancy occupancy{};
-  for (const Kernel* kernel : {&kinds->cluster, &kinds->rows, &row_kernel(critic, *kinds)}) {
-    if (kernel == &kinds->cluster && why_no_cluster(critic) != nullptr) continue;
-    Plan plan(critic, *kernel);
-    if (error == cudaSuccess) error = make_plan(critic, *kernel, device, &plan, &occupancy);
+  for (const Kind kind : {Kind::cluster, Kind::lean, Kind::row}) {
+    if (kind == Kind::cluster && why_no_cluster(critic) != nullptr) continue;
+    Plan plan(critic, kernel_of(critic, *kinds, kind));
+    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   if (occupancy.teams == 0)
@@ -176,33 +156,29 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
     if (const char* const reason = why_no_cluster(critic, device)) return reason;
   cudaError_t error = cudaSetDevice(device);
   Occupancy occupancy{};
-  const auto planned = [&](const Kernel& kernel) {
-    Plan plan(critic, kernel);
-    if (error == cudaSuccess) error = make_plan(critic, kernel, device, &plan, &occupancy);
+  const auto planned = [&](Kind kind) {
+    Plan plan(critic, kernel_of(critic, kinds, kind));
+    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
     return plan;
   };
-  Plan plan = planned(kind == Kind::cluster ? kinds.cluster
-                      : kind == Kind::row   ? row_kernel(critic, kinds)
-                                            : kinds.rows);
-  if (kind == Kind::rows && occupancy.teams == 0) plan = planned(row_kernel(critic, kinds));
+  Plan plan = planned(kind == Kind::automatic ? Kind::row : kind);
   if (kind == Kind::automatic) {
-    const int multiprocessors = occupancy.multiprocessors;
     const bool builds = critic.hidden_layers == 2 && !job.dense;
     const bool few = clusters_for_few_rows && builds && why_no_cluster(critic) == nullptr &&
-                     job.rows * kinds.cluster.blocks <= multiprocessors;
-    if (few) plan = planned(kinds.cluster);
-    const bool many = job.rows >= static_cast<int64_t>(rows_to_build_together) * multiprocessors;
-    if (occupancy.teams == 0 || (!few && !many)) plan = planned(row_kernel(critic, kinds));
+                     job.rows * kinds.cluster.blocks <= occupancy.multiprocessors;
+    // With more rows than the device holds at a time they wait for each other anyway.
+    const bool many = job.rows > occupancy.teams;
+    if (few) plan = planned(Kind::cluster);
+    if (many) plan = planned(Kind::lean);
+    if ((few || many) && occupancy.teams == 0) plan = planned(Kind::row);
   }
   if (error != cudaSuccess) return cudaGetErrorString(error);
   const Kernel& kernel = plan.kernel;
-  const int64_t wanted = (job.rows + kernel.together - 1) / kernel.together;
-  plan.config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(wanted, occupancy.teams)) *
+  plan.config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(job.rows, occupancy.teams)) *
                           static_cast<unsigned>(kernel.blocks);
   plan.config.stream = reinterpret_cast<cudaStream_t>(stream);
   Job copy = job;
   copy.shared = SharedLayout(critic, kernel.has_map);
-  copy.staged_rows = plan.staged_rows;
   void* arguments[] = {&copy};
   error = cudaLaunchKernelExC(plan.with_attributes(), kernel.function, arguments);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -7,10 +7,10 @@
 
 namespace dtag::cuda {
 
-// How the rows of a batch are given out: by what is best for its size, a row a block, a few rows a
-// block (rows_together(actions)), or a row a cluster of blocks (blocks_of_cluster(actions)). The
-// result is the same, bit for bit.
-enum class Kind { automatic, row, rows, cluster };
+// Who takes a row: what is best for the batch's size, a block of many registers, one of few, of which
+// a multiprocessor holds more, or a cluster of blocks (blocks_of_cluster(actions)). The result is the
+// same, bit for bit.
+enum class Kind { automatic, row, lean, cluster };
 
 // Null, or why the device cannot run the kernels.
 const char* why_not(int device);

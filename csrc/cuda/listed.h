@@ -21,39 +21,6 @@ class Listed : public Region<actions, Precision, Team> {
   static constexpr int units = Base::units;
   static constexpr int stride = Base::stride;
 
-  // Add those of the listed rows that are in part `part` of W_2^T, which lies in shared memory:
-  // staged [E, staged_rows, P]. Two at a time: what is done about a row takes as long as half of its
-  // multiply-adds.
-  DTAG_BOTH void add_staged(const Weight* staged, int part) {
-    const int staged_rows = this->job_.staged_rows;
-    const int first = part * staged_rows * row_bytes(), end = first + staged_rows * row_bytes();
-    team_.each([&](Unit& thread, const Seat& here) {
-      const Seat seat = anew(here);
-      const int* const listed = list_of(seat.head);
-      const float* const terms = terms_of(seat.head);
-      const Weight* const rows = staged + seat.head * staged_rows * width() + in_head(seat);
-      int n = thread.next;
-      int row[2] = {listed[n], listed[n + 1]};
-      const float* from = terms + n * stride;
-      Weights<Weight, units> weights[2];
-      float term[2][stride];
-      for (; row[1] < end; from += 2 * stride) {
-        for (int i = 0; i < 2; ++i) weights[i].take(beyond(rows, row[i] - first));
-        for (int i = 0; i < 2; ++i) load_shared(from + i * stride, term[i]);
-        n += 2;
-        for (int i = 0; i < 2; ++i) row[i] = listed[n + i];
-        for (int i = 0; i < 2; ++i) add_row(term[i], weights[i], thread.map);
-      }
-      if (row[0] < end) {
-        weights[0].take(beyond(rows, row[0] - first));
-        load_shared(from, term[0]);
-        add_row(term[0], weights[0], thread.map);
-        ++n;
-      }
-      thread.next = n;
-    });
-  }
-
   // Of a row whose map a cluster builds: add the listed rows to a thread's share of it.
   DTAG_BOTH void add_part(int part) {
     team_.each([&](Unit& thread, const Seat& seat) {
@@ -107,7 +74,6 @@ class Listed : public Region<actions, Precision, Team> {
   using Base::team_;
   using Base::width;
 
-  static constexpr int no_more = 0x7fffffff;  // beyond every row
   static constexpr int most = SharedLayout::listed_together;
 
   DTAG_BOTH int* list_of(int e) const {
@@ -139,9 +105,9 @@ class Listed : public Region<actions, Precision, Team> {
   }
 
   // List the marked units, from the one of index `first` on: their rows and coefficients. Behind them
-  // the list is filled up, to listed_together, with row `filler`, which counts for nothing. The signs
-  // are the region's from then on.
-  DTAG_BOTH void list(bool from_nothing, int first, int filler) {
+  // the list is filled up, to listed_together, with a row that counts for nothing. The signs are the
+  // region's from then on.
+  DTAG_BOTH void list(bool from_nothing, int first) {
     const float slope = critic_.negative_slope;
     const float on = anew(from_nothing ? 1.0f : 1.0f - slope);
     const float off = anew(from_nothing ? slope : slope - 1.0f);
@@ -151,7 +117,7 @@ class Listed : public Region<actions, Precision, Team> {
       thread.signs = signs_of(thread);
       const int count = count_listed(thread.count, first);
       if (t < most) {
-        list_of(e)[count + t] = filler;
+        list_of(e)[count + t] = 0;
         if (count + t < (count + most - 1) / most * most)
           for (int i = 0; i < stride; ++i) terms_of(e)[(count + t) * stride + i] = 0.0f;
       }
@@ -207,7 +173,6 @@ class Listed : public Region<actions, Precision, Team> {
       for (int a = 0; a < actions; ++a)
         DTAG_UNROLLED
         for (int u = 0; u < units; ++u) thread.map[1 + a][u] = 0.0f;
-      thread.next = 0;
     });
   }
 
@@ -216,7 +181,7 @@ class Listed : public Region<actions, Precision, Team> {
     if (from_nothing && !Precision::tiles) begin_map();
     for (int first = 0; first < width(); first += at_.capacity) {
       if (first > 0) team_.sync();
-      list(from_nothing, first, 0);
+      list(from_nothing, first);
       team_.sync();
       if constexpr (Precision::tiles)
         if (from_nothing) {

@@ -1,5 +1,4 @@
-// The threads that refine one row, as walk.h is written for: in turns between which they wait. They
-// are a block or a part of one.
+// The threads that refine one row, a block, as walk.h is written for: in turns between which they wait.
 //
 //   units               that a thread holds
 //   each(f)             f(thread, seat) by every thread
@@ -87,7 +86,6 @@ struct Thread {
   uint32_t votes[units];    // of the warp's last vote
   int marked;               // of the units, a bit each; above them how many come before in the head
   int count;                // how many are marked in the head
-  int next;                 // of the listed rows: which to add next
 };
 
 // What a lane keeps: one dimension of everything that is as long as the action.

@@ -9,44 +9,36 @@
 namespace dtag::cuda {
 namespace {
 
-// Left to itself the compiler spills registers of some kernels so that more blocks fit.
-constexpr int least_blocks(int blocks) { return blocks > 1 ? 1 : 0; }
-
-template <int actions, int together, int blocks, int threads, typename Precision>
-__global__ void __launch_bounds__(threads, least_blocks(blocks))
+// crowded: at least so many blocks of the most threads are to fit on a multiprocessor, which leaves a
+// thread so many fewer registers; 0: as the compiler likes. Of a cluster 1: left to itself it spills.
+template <int actions, int blocks, int threads, int crowded, typename Precision>
+__global__ void __launch_bounds__(threads, blocks > 1 ? 1 : crowded)
     walk_kernel(const __grid_constant__ Job job) {
   if constexpr (blocks == 1 || DTAG_CLUSTERS) {
     extern __shared__ __align__(16) float shared[];
-    constexpr bool roomy = is_roomy(together, threads, Precision::tiles);
-    DeviceBlock<actions, together, blocks, roomy, Precision> block(job, shared);
-    refine_rows<actions, together, blocks, Precision>(block, job);
+    constexpr bool roomy = threads <= most_threads && crowded == 0 && !Precision::tiles;
+    DeviceBlock<actions, blocks, roomy, Precision> block(job, shared);
+    refine_rows<actions, blocks, Precision>(block, job);
   }
 }
 
-template <int actions, int together, int blocks, int threads, typename Precision>
+template <int actions, int blocks, int threads, int crowded, typename Precision>
 Kernel kernel() {
-  return {reinterpret_cast<const void*>(&walk_kernel<actions, together, blocks, threads, Precision>),
-          together, blocks, Precision::tiles || blocks > 1};
+  return {reinterpret_cast<const void*>(&walk_kernel<actions, blocks, threads, crowded, Precision>),
+          blocks, Precision::tiles || blocks > 1};
 }
 
-template <int actions, typename Precision>
-Kernel cluster_kernel() {
-  if constexpr (Precision::tiles)
-    return {};
-  else
-    return kernel<actions, 1, blocks_of_cluster(actions), most_threads, Precision>();
-}
-
-// Tiles build a row at a time.
 template <int actions, typename Precision>
 KernelsOf::Kinds kinds() {
-  constexpr int most = Precision::tiles ? most_threads_of_tiles : most_threads;
-  constexpr int wide = Precision::tiles ? most : most_threads_wide;
-  constexpr int together = Precision::tiles ? 1 : rows_together(actions);
-  return {kernel<actions, 1, 1, most, Precision>(),
-          kernel<actions, together, 1, together == 1 ? most : most_threads_together, Precision>(),
-          cluster_kernel<actions, Precision>(),
-          kernel<actions, 1, 1, wide, Precision>()};
+  const Kernel row = kernel<actions, 1, most_threads, 0, Precision>();
+  // Tiles take all registers, and build without the other blocks of a cluster.
+  if constexpr (Precision::tiles)
+    return {row, row, {}, row};
+  else
+    return {row,
+            kernel<actions, 1, most_threads, 2, Precision>(),
+            kernel<actions, blocks_of_cluster(actions), most_threads, 0, Precision>(),
+            kernel<actions, 1, most_threads_wide, 0, Precision>()};
 }
 
 }  // namespace

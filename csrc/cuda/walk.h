@@ -25,9 +25,9 @@ class Walk : public Following<actions, Precision, Team> {
   using Base = Following<actions, Precision, Team>;
   using Base::Base;
 
-  // Take a row: its observation's share of z_1. Unless the team is to build its map alone, list the
-  // rows of W_2^T that are needed at the first starting point: be ready for add_staged() or add_part().
-  DTAG_BOTH void take(int64_t row, Building building) {
+  // Take a row: its observation's share of z_1. If its first map is to be built apart, by a cluster,
+  // list the rows of W_2^T that it is made of: be ready for add_part().
+  DTAG_BOTH void take(int64_t row, bool apart) {
     row_ = row;
     taken_ = row < job_.rows;
     built_ = false;
@@ -55,10 +55,9 @@ class Walk : public Following<actions, Precision, Team> {
     build_cost_ = -1.0f;
     observe();
     set_out();
-    if (building == Building::alone || !walks_ || !deep_) return;
+    if (!apart || !walks_ || !deep_) return;
     place(false);
-    if (building == Building::together) begin_map();
-    list(true, 0, building == Building::together ? no_more : 0);
+    list(true, 0);
     built_ = true;
   }
   DTAG_BOTH bool builds() const { return built_; }
@@ -85,7 +84,6 @@ class Walk : public Following<actions, Precision, Team> {
 
   using Base::action_;
   using Base::at_;
-  using Base::begin_map;
   using Base::build_cost_;
   using Base::built_;
   using Base::critic_;
@@ -93,7 +91,6 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::evaluate_sums;
   using Base::job_;
   using Base::list;
-  using Base::no_more;
   using Base::observe;
   using Base::place;
   using Base::row_;

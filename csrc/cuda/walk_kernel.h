@@ -7,17 +7,16 @@ namespace dtag::cuda {
 
 struct Kernel {
   const void* function = nullptr;  // void(const Job)
-  int together = 1;                // rows that a block takes at a time
   int blocks = 1;                  // that take a row
   bool has_map = false;            // SharedLayout
 };
 
 struct KernelsOf {
   struct Kinds {
-    Kernel row;      // a row a block
-    Kernel rows;     // rows_together(actions) a block
+    Kernel row;      // a row a block, whose threads have all the registers they can use
+    Kernel lean;     // a row a block of few registers, so that more of them fit on a multiprocessor
     Kernel cluster;  // a row a cluster; for compute capability 9.0 and above, none of tf32x3
-    Kernel wide;     // a row a block of more threads than `row` takes
+    Kernel wide;     // a row a block of more threads than the others take
   };
   int actions;
   Kinds kinds[3];  // by Precision

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DEVICE = "cuda"  # where weights and arrays have to be
 
-Kernel = Literal["auto", "row", "rows", "cluster"]
+Kernel = Literal["auto", "row", "lean", "cluster"]
 
 
 def unavailable_reason() -> str | None:
@@ -169,7 +169,7 @@ def kernels(critic: Packed) -> tuple[Kernel, ...]:
     all heads, or 512 with more than eight action dimensions; with tf32x3 there is none.
     """
     reason = _load().why_no_cluster(critic.native, critic.device.index or 0)
-    return ("row", "rows") if reason is not None else ("row", "rows", "cluster")
+    return ("row", "lean") if reason is not None else ("row", "lean", "cluster")
 
 
 def run(
@@ -183,9 +183,10 @@ def run(
 ) -> tuple[Tensor, RefineInfo]:
     """Refine observations [B, S] and actions [B, N, A], float32 and contiguous, to [B, A].
 
-    `kernel` says who takes a row: a block ("row"), a block with other rows beside it ("rows"), or a
-    cluster of blocks, which build its map together ("cluster"; RuntimeError where `kernels` has
-    none). "auto" leaves it to the batch's size. The result is the same, bit for bit.
+    `kernel` says who takes a row: a block of many registers ("row"), a block of few, of which a
+    multiprocessor holds more ("lean"), or a cluster of blocks, which build its map together
+    ("cluster"; RuntimeError where `kernels` has none). "auto" leaves it to the batch's size. The
+    result is the same, bit for bit.
     """
     batch, starts, action_dim = actions.shape
     given = (

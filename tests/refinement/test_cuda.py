@@ -95,8 +95,8 @@ def test_parity_of_ten_heads(action_dim: int) -> None:
     alone = run(critic, batch, options, kernel="row")
     parity = Standard(critic, *batch, options).measure(alone[0])
     assert parity.holds, parity
-    assert same(alone, run(critic, batch, options, kernel="rows"))
-    assert kernels(critic) == ("row", "rows")
+    assert same(alone, run(critic, batch, options, kernel="lean"))
+    assert kernels(critic) == ("row", "lean")
     with pytest.raises(RuntimeError, match="heads times hidden units are too many for a cluster"):
         run(critic, batch, options, kernel="cluster")
 
@@ -255,8 +255,8 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 @pytest.mark.usefixtures("emulator")
 def test_tiles_take_no_cluster() -> None:
     critic = random_critic(heads=3)
-    assert kernels(critic) == kernels(critic, "bf16") == ("row", "rows", "cluster")
-    assert kernels(critic, "tf32x3") == ("row", "rows")
+    assert kernels(critic) == kernels(critic, "bf16") == ("row", "lean", "cluster")
+    assert kernels(critic, "tf32x3") == ("row", "lean")
     with pytest.raises(RuntimeError, match="with precision tf32x3 there are no clusters"):
         run(critic, random_batch(critic, 2), PLAIN, kernel="cluster", precision="tf32x3")
     with pytest.raises(ValueError, match="kernel: unknown word 'fast'"):

@@ -9,30 +9,26 @@ namespace {
 constexpr int64_t blocks = 3;  // so that each takes several rows
 uint32_t turn = 0;             // another order of turns at each launch
 
-template <int actions, int together, int blocks_of_row, int threads, typename Precision>
+template <int actions, int blocks_of_row, bool roomy, typename Precision>
 void run(Job job) {
   ++turn;
-  constexpr bool roomy = is_roomy(together, threads, Precision::tiles);
-  using Block = HostBlock<actions, together, blocks_of_row, roomy, Precision>;
+  using Block = HostBlock<actions, blocks_of_row, roomy, Precision>;
   job.shared = SharedLayout(job.critic, Precision::tiles || blocks_of_row > 1);
-  if (together > 1) job.staged_rows = least_staged_rows << turn % 3;
   for (int64_t index = blocks - 1; index >= 0; --index) {
     Block block(job, index, blocks, turn);
-    refine_rows<actions, together, blocks_of_row, Precision>(block, job);
+    refine_rows<actions, blocks_of_row, Precision>(block, job);
   }
 }
 
 template <int actions, typename Precision>
 void run(const Job& job, Kind kind) {
-  constexpr int together = Precision::tiles ? 1 : rows_together(actions);
-  if constexpr (!Precision::tiles)
+  const bool wide = job.critic.heads * job.critic.layout.threads_per_head > most_threads;
+  if constexpr (!Precision::tiles) {
     if (kind == Kind::cluster)
-      return run<actions, 1, blocks_of_cluster(actions), most_threads, Precision>(job);
-  if (kind == Kind::rows && fits_together(job.critic))
-    return run<actions, together, 1, together == 1 ? most_threads : most_threads_together, Precision>(job);
-  if (job.critic.heads * job.critic.layout.threads_per_head > most_threads)
-    return run<actions, 1, 1, most_threads_wide, Precision>(job);
-  return run<actions, 1, 1, most_threads, Precision>(job);
+      return run<actions, blocks_of_cluster(actions), true, Precision>(job);
+    if (kind == Kind::row && !wide) return run<actions, 1, true, Precision>(job);
+  }
+  return run<actions, 1, false, Precision>(job);
 }
 
 template <int actions>
@@ -50,12 +46,12 @@ const char* why_not(int) { return nullptr; }
 const char* prepare(const PackedCritic&, int) { return nullptr; }
 const char* why_no_cluster(const PackedCritic& critic, int) { return why_no_cluster(critic); }
 
-// As the device might: fewer threads a row in larger batches.
+// As the device might.
 const char* launch(const Job& job, Kind kind, int, uintptr_t) {
   const char* const no_cluster = why_no_cluster(job.critic);
   if (kind == Kind::cluster && no_cluster != nullptr) return no_cluster;
   if (kind == Kind::automatic)
-    kind = job.rows >= 16                             ? Kind::rows
+    kind = job.rows >= 16                             ? Kind::lean
            : job.rows < 4 && no_cluster == nullptr ? Kind::cluster
                                                       : Kind::row;
   switch (job.critic.layout.actions) {

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <deque>
 #include <limits>
 #include <stdexcept>
 #include <vector>
@@ -201,7 +200,7 @@ class HostTeam {
 };
 
 // blocks: of a cluster, all of them, each with a team and a memory of its own.
-template <int actions, int together, int blocks, bool roomy, typename Precision>
+template <int actions, int blocks, bool roomy, typename Precision>
 class HostBlock {
  public:
   using Team = HostTeam<actions, roomy>;
@@ -211,57 +210,35 @@ class HostBlock {
         count_(count),
         at_(job.shared),
         turns_{turn},
-        memory_(teams_ * at_.floats + staged_bytes(job.critic, job.staged_rows) / sizeof(float),
-                std::numeric_limits<float>::quiet_NaN()) {
-    for (int r = 0; r < teams_; ++r)
+        memory_(blocks * at_.floats, std::numeric_limits<float>::quiet_NaN()) {
+    for (int r = 0; r < blocks; ++r)
       walks_.emplace_back(Team(job, memory_.data() + r * at_.floats, &turns_), job);
   }
 
   int64_t index() const { return index_; }
   int64_t count() const { return count_; }
-  void* staging() { return memory_.data() + together * at_.floats; }
-  void sync() const {}
   float* first_shared() { return memory_.data(); }
 
   // Nobody may wait for those who did not arrive, nor arrive again before.
   void arrive() { arrive_or_wait(true); }
   void wait() { arrive_or_wait(false); }
 
-  // A copy is made no sooner than it is waited for.
-  void copy(void* to, const void* from, int bytes) { lots_.back().push_back({to, from, bytes}); }
-  void end_copies() { lots_.emplace_back(); }
-  void wait_for_copies() {
-    while (lots_.size() > stages - 1) {  // one of them has not ended
-      for (const Copy& copy : lots_.front()) std::memcpy(copy.to, copy.from, copy.bytes);
-      lots_.pop_front();
-    }
-  }
-
   template <typename F>
   void teams(F f) {
-    turns_.take(teams_, [&](int r) { f(walks_[r], r); });
+    turns_.take(blocks, [&](int r) { f(walks_[r], r); });
   }
 
  private:
-  static constexpr int teams_ = together * blocks;
-
   void arrive_or_wait(bool arrives) {
     if (arrives == arrived_) throw std::logic_error("a cluster's blocks arrive and wait in turn");
     arrived_ = arrives;
   }
-
-  struct Copy {
-    void* to;
-    const void* from;
-    int bytes;
-  };
 
   int64_t index_, count_;
   bool arrived_ = false;
   const SharedLayout at_;
   Turns turns_;
   std::vector<float> memory_;
-  std::deque<std::vector<Copy>> lots_ = std::deque<std::vector<Copy>>(1);
   std::vector<Walk<actions, Precision, Team>> walks_;
 };
 

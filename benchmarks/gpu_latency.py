@@ -48,8 +48,8 @@ COLUMNS = {
     "note": "{}",
 }
 NOTES = [
-    "kernel: of the cuda backend, forced: a row a block of many registers or of few (lean), or a row "
-    "a cluster; without one it is chosen by the batch's size. Forced ones count for no goal.",
+    "kernel: of the cuda backend, forced: a row a block of many registers, one of few (lean), or a "
+    "row a cluster; without one it is chosen by the batch's size. Forced ones count for no goal.",
     "p5, p50, p95: device time of a refinement, a CUDA graph of it replayed.",
     "call: the median wall time of a call from Python until the result is there, without a graph.",
     "floor: an empty kernel in a graph, or the walk's multiply-adds at the device's float32 rate "

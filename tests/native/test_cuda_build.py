@@ -23,9 +23,9 @@ ARCHITECTURES = {"sm_80", "sm_90"}
 STANDING = (2, 4, 6, 17)
 # Bytes of spill stores of a kernel of tiles, which has all the registers a thread can have.
 SPILLED_BY_TILES = 16
-# Bytes of spill stores of a lean kernel, whose threads have 128 registers: of bookkeeping, at most
-# so many.
-SPILLED_BY_LEAN = 56
+# Bytes of spill stores of a lean kernel, whose threads have 128 registers, at most: of bookkeeping
+# and, with more than eight action dimensions, of sums.
+SPILLED_BY_LEAN, SPILLED_BY_LEAN_OF_MANY = 56, 256
 # What a row added to a map may take of a thread's instructions, and its multiply-adds: of four
 # units and 1 + A columns, A = 6.
 INSTRUCTIONS_OF_A_ROW, MULTIPLY_ADDS_OF_A_ROW = 40, 4 * (1 + 6)
@@ -121,7 +121,8 @@ def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
         assert [k for k in alone if k.spill_stores > allowed[k.precision]] == []
         lean = [k for k in of if k.crowded > 0]
         assert len(lean) == 4
-        assert [k for k in lean if k.spill_stores > SPILLED_BY_LEAN or k.registers > 128] == []
+        most = SPILLED_BY_LEAN if actions <= 8 else SPILLED_BY_LEAN_OF_MANY
+        assert [k for k in lean if k.spill_stores > most or k.registers > 128] == []
 
 
 def test_adding_a_row_takes_little_but_multiply_adds(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def measure(timed: Timed, limits: Limits) -> list[dict[str, Any]]:
     exact = _rounded(critic) if timed.precision == "bf16" else critic
     standard = Standard(exact, observations[:CHECKED_ROWS], actions[:CHECKED_ROWS], plain.options)
     ways: list[tuple[str, cuda.Kernel | None]] = [(name, None) for name in BACKENDS_TIMED]
-    if "cuda" in BACKENDS and cuda.unavailable_reason() is None:
+    if reason_against("cuda", critic, plain.options, _execution(timed)) is None:
         ways += [("cuda", kernel) for kernel in cuda.kernels(cuda.pack(critic, timed.precision))]
     for name, kernel in ways:
         row: dict[str, Any] = common | {"backend": name, "precision": timed.precision}
@@ -269,6 +269,10 @@ def measure(timed: Timed, limits: Limits) -> list[dict[str, Any]]:
     return rows
 
 
+def _execution(timed: Timed) -> Execution:
+    return Execution.check(algorithm="auto", precision=timed.precision, threads=None)
+
+
 def _times(
     name: str,
     kernel: cuda.Kernel | None,
@@ -281,7 +285,7 @@ def _times(
 ) -> dict[str, Any]:
     if name not in BACKENDS:
         return {"note": "not in this version"}
-    execution = Execution.check(algorithm="auto", precision=timed.precision, threads=None)
+    execution = _execution(timed)
     reason = reason_against(name, critic, standard.options, execution)
     if reason is not None:
         return {"note": reason[:100]}

@@ -218,14 +218,15 @@ class DeviceBlock {
   __device__ float* first_shared() const { return cluster().map_shared_rank(shared_, 0); }
   __device__ void arrive() const { cluster().barrier_arrive(); }
   __device__ void wait() const { cluster().barrier_wait(); }
+#endif
 
  private:
+#if DTAG_CLUSTERS
   __device__ static cooperative_groups::cluster_group cluster() {
     return cooperative_groups::this_cluster();
   }
 #endif
 
- private:
   float* shared_;
   Walk<actions, Precision, Team> walk_;
 };

@@ -43,8 +43,8 @@ class Region {
   DTAG_BOTH int width() const { return critic_.layout.width; }
   // The first of a thread's units within its head.
   DTAG_BOTH int in_head(const Seat& seat) const { return seat.first - seat.head * width(); }
-  // The first of a thread's units in the first of `rows` rows of an array [E, P / 64, rows, 64]: a group's rows lie
-  // together, so that they are as far apart in every critic.
+  // The first of a thread's units in the first of `rows` rows of an array [E, P / 64, rows, 64]: a
+  // group's rows lie together, so that they are as far apart in every critic.
   DTAG_BOTH static int by_groups(const Seat& seat, int rows) {
     return seat.first + seat.first / group_units * group_units * (rows - 1);
   }
@@ -63,7 +63,8 @@ class Region {
       thread.std = critic_.std[i];
     });
   }
-  // Send for what does not depend on the observation.
+  // Send for what does not depend on the observation; where there are registers for it, before that
+  // is there.
   DTAG_BOTH void send_for_weights() {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);

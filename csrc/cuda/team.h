@@ -1,8 +1,9 @@
-// The threads that refine one row, a block, as walk.h is written for: in turns between which they wait.
+// The threads that refine one row, a block's, as walk.h is written for: in turns between which they
+// wait.
 //
 //   units               that a thread holds
 //   each(f)             f(thread, seat) by every thread
-//   shared()            the team's shared memory
+//   shared()            the block's shared memory
 //   sync()              what was written to shared memory before is seen by all after
 //   any(f)              whether f(thread, seat) holds for any thread, to all, who wait as in sync()
 //   vote(to, f)         f(thread, u) of the threads' units: thread.votes[u] has the bits of the warp's
@@ -70,22 +71,23 @@ DTAG_BOTH int bits_of(uint32_t word) {
 template <int actions, int units, bool roomy>
 struct Thread {
   static constexpr int rows_sent_for = roomy ? 20 : 4;
-  float map[1 + actions][units];  // c, and the columns of M: z_2 = c + M d
-  float first[actions][units];  // W_1a, where there are registers for it
-  float output[units];      // w, likewise
-  float base[units];        // z_1 at the base of the region, likewise
-  float sent_for[rows_sent_for][units];  // of W_1s^T, while the observation is taken
-  float raw, mean, std;     // a dimension of the observation
-  // Of a map that a cluster builds: half of the columns, with what fills them up, of two units.
+  // Of a map that a cluster builds: two units, half of the columns with those that fill them up.
   static constexpr int units_of_share = 2, columns_of_share = term_stride(actions) / 2;
+
+  float map[1 + actions][units];  // c, and the columns of M: z_2 = c + M d
+  float first[actions][units];    // W_1a, where there are registers for it
+  float output[units];            // w, likewise
+  float base[units];              // z_1 at the base of the region, likewise
+  float raw, mean, std;           // a dimension of the observation
+  float sent_for[rows_sent_for][units];  // of W_1s^T, while the observation is taken
   float share[columns_of_share][units_of_share];
-  float bias[units_of_share];
-  float kept[units];        // z_1 where signs were last looked at; the full network's slopes
-  float top[units];         // the full network's last layer
-  uint32_t signs;           // of z_1 in the region, a bit a unit
-  uint32_t votes[units];    // of the warp's last vote
-  int marked;               // of the units, a bit each; above them how many come before in the head
-  int count;                // how many are marked in the head
+  float bias[units_of_share];  // b_2 of the share
+  float kept[units];      // z_1 where signs were last looked at; the full network's slopes
+  float top[units];       // the full network's last layer
+  uint32_t signs;         // of z_1 in the region, a bit a unit
+  uint32_t votes[units];  // of the warp's last vote
+  int marked;             // of the units, a bit each; above them how many come before in the head
+  int count;              // how many are marked in the head
 };
 
 // What a lane keeps: one dimension of everything that is as long as the action.

@@ -59,15 +59,15 @@ class Following : public FullNetwork<actions, Precision, Team> {
   DTAG_BOTH void evaluate_sums(bool entering) {
     sums_ = both_sums_ - sums_;  // the others, which nobody reads any more
     full_ = !walks_;
-    if (walks_) {
-      if (placed() && !built_) {
-        if (!probe() || !deep_) return;
-        follow(entering);
-      } else if (!built_) {
+    if (stands_) {
+      if (!probe() || !deep_) return;
+      follow(entering);
+    } else if (walks_) {
+      if (!built_) {
         place(false);
         if (deep_) bring_map(true);
       }
-      built_ = false;
+      stands_ = true;
     }
     if (full_)
       evaluate_full();
@@ -111,7 +111,8 @@ class Following : public FullNetwork<actions, Precision, Team> {
 
   bool walks_ = false;  // or the full network takes every step
   bool full_ = false;   // the full network takes this step
-  bool built_ = false;  // the first map was built with other rows'
+  bool built_ = false;  // the first map was built by a cluster
+  bool stands_ = false;  // there are regions, with their map
   int corrections_ = 0;  // since the regions were placed
   float build_cost_ = -1.0f;  // negative: there are no regions
   float patience_ = 0.0f, lost_ = 0.0f;

@@ -30,7 +30,7 @@ class Walk : public Following<actions, Precision, Team> {
   DTAG_BOTH void take(int64_t row, bool apart) {
     row_ = row;
     taken_ = row < job_.rows;
-    built_ = false;
+    built_ = stands_ = false;
     if (!taken_) return;
     // What the row before left would take registers until it is written over.
     team_.each([](auto& thread, const Seat&) { thread = {}; });
@@ -72,7 +72,7 @@ class Walk : public Following<actions, Precision, Team> {
     if (!taken_) return;
     set_counts(0);
     while (!refine()) {
-      walks_ = usual_ = failed_ = false;
+      walks_ = usual_ = stands_ = failed_ = false;
       send_for(0);
       set_out();
     }
@@ -96,6 +96,7 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::row_;
   using Base::send_for_observation;
   using Base::send_for_weights;
+  using Base::stands_;
   using Base::stride;
   using Base::sums_;
   using Base::team_;

@@ -195,7 +195,7 @@ def _walks(critic: Packed, options: RefineOptions, execution: Execution) -> bool
         raise ValueError(f"algorithm: cannot be 'walk' with this critic: {critic.why_no_walk}")
     if execution.algorithm != "auto" or critic.why_no_walk is not None:
         return execution.algorithm == "walk"
-    return columns(critic.action_dim, critic.precision) <= 2 * (options.steps + 1)
+    return columns(critic.action_dim) <= 2 * (options.steps + 1)
 
 
 def _dense(
@@ -244,8 +244,11 @@ def _walk(
     rows = actions.shape[0] * actions.shape[1]
     constants = walk_constants(critic, options)
     programs = min(rows, PROGRAMS * multiprocessors(critic.device))
-    scratch = 2 * critic.heads * critic.width  # the share and the slopes
-    normalizer, observed, to_action, _, biases, forward, _, output, bias, widths = critic.weights
+    # Units, their shares, and features.
+    scratch = 2 * critic.heads * critic.width + critic.observation_dim
+    normalizer, observed, to_action, by_unit, biases, forward, _, output, bias, widths = (
+        critic.weights
+    )
     arguments = (
         observations,
         actions,
@@ -255,6 +258,7 @@ def _walk(
         normalizer,
         observed,
         to_action,
+        by_unit,
         biases,
         forward,
         output,

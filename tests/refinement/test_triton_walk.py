@@ -232,7 +232,10 @@ def test_auto_walks_where_that_is_less_work() -> None:
         ({"activation": "tanh"}, "its activation is not piecewise linear"),
         ({"hidden": (8, 8, 8)}, "one or two hidden layers, got 3"),
         ({"hidden": ()}, "one or two hidden layers, got 0"),
-        ({"heads": 10, "hidden": (256, 256)}, "65536 numbers a row, and 32768 fit"),
+        (
+            {"heads": 10, "hidden": (256, 256), "action_dim": 12},
+            "65536 numbers a row, and 32768 fit",
+        ),
     ],
 )
 def test_a_walk_that_cannot_be_had_is_refused(arguments: dict[str, Any], reason: str) -> None:

@@ -16,6 +16,8 @@ from dtag_fast.refinement.triton_kernels.launch import compiler_options, interpr
 MOST_IN_REGISTERS = 32768  # numbers of the walk's maps, of all heads, each with 1 + A columns
 LARGEST = 1e36  # product of weights of all layers; the largest float32 is 3.4e38
 WEIGHT_TILE = 4096  # numbers of a weight matrix that a program loads at a time
+WARP_UNITS = 128  # of the walk: four a thread, as many as one load brings
+MOST_WARPS = 16
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,16 @@ def why_no_walk(critic: Critic) -> str | None:
         return "its activation is not piecewise linear"
     if len(critic.hidden) not in (1, 2):
         return f"it walks with one or two hidden layers, got {len(critic.hidden)}"
-    size = power_of_two(critic.heads) * columns(critic.action_dim, "tf32")
+    size = power_of_two(critic.heads) * columns(critic.action_dim)
     size *= _padded(max(critic.hidden))
     if size > MOST_IN_REGISTERS:
         return f"its maps are {size} numbers a row, and {MOST_IN_REGISTERS} fit into registers"
     return None
 
 
-def columns(action_dim: int, precision: Precision) -> int:
-    """Those of the walk's maps: 1 + A, padded to what a product takes."""
-    return max(4 if precision == "fp32" else 16, power_of_two(1 + action_dim))
+def columns(action_dim: int) -> int:
+    """Those of the walk's maps: 1 + A, padded."""
+    return power_of_two(1 + action_dim)
 
 
 def walk_constants(critic: Packed, options: RefineOptions) -> dict[str, Any]:
@@ -155,11 +157,11 @@ def walk_constants(critic: Packed, options: RefineOptions) -> dict[str, Any]:
     return {
         "LAYERS": critic.layers,
         **_option_constants(critic, options),
-        "A": columns(critic.action_dim, critic.precision),
+        "A": columns(critic.action_dim),
         "STRIDE": critic.actions,
         "H": critic.width,
         "HEADS": power_of_two(critic.heads),
-        "TILE": _tile(critic),
+        "TILE": _walk_tile(critic),
     }
 
 
@@ -176,10 +178,13 @@ def dense_constants(critic: Packed, options: RefineOptions) -> dict[str, Any]:
 
 
 def walk_options(constants: dict[str, Any]) -> dict[str, Any]:
-    """How the walk is compiled; see `dense_options`."""
-    size = constants["HEADS"] * constants["A"] * constants["H"]
-    stages = 3 if constants["PRECISION"] == "fp32" else 2
-    return compiler_options(warps=8 if size <= 8192 else 16, stages=stages)
+    """How the walk is compiled.
+
+    With so many warps a thread holds all columns of its units, and sums over columns by itself;
+    with more, warps would share the columns. What is loaded ahead the kernel says itself.
+    """
+    warps = constants["HEADS"] * constants["H"] // WARP_UNITS
+    return compiler_options(warps=max(1, min(MOST_WARPS, warps)), stages=1)
 
 
 def dense_options(constants: dict[str, Any]) -> dict[str, Any]:
@@ -206,6 +211,14 @@ def _option_constants(critic: Packed, options: RefineOptions) -> dict[str, Any]:
 def _tile(critic: Packed) -> int:
     """The rows of a weight matrix that a program loads at a time."""
     return max(16, min(32, critic.width, WEIGHT_TILE // critic.width))
+
+
+def _walk_tile(critic: Packed) -> int:
+    """The units of each head that the walk builds its maps of at a time: fewer where many columns
+    leave few registers.
+    """
+    fitting = WEIGHT_TILE // (power_of_two(critic.heads) * critic.width)
+    return max(1, min(8 if columns(critic.action_dim) <= 8 else 4, fitting))
 
 
 def tile_rows(precision: Precision) -> int:

@@ -29,12 +29,6 @@ def is_finite(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def all_finite(x: tl.tensor) -> tl.tensor:
-    """Of x [R, A], for each row."""
-    return tl.max(tl.where(is_finite(x), 0, 1), axis=1) == 0
-
-
-@triton.jit
 def length(x: tl.tensor) -> tl.tensor:
     """The L2 norm [R] of x [R, A]."""
     return tl.sqrt_rn(tl.sum(x * x, axis=1))
@@ -140,7 +134,8 @@ def advance(
         proposal = tl.where(distance <= max_distance, proposal, onto)
     if BOUNDED:
         proposal = into_box(proposal, low, high)
-    goes_on = (moving != 0) & all_finite(gradient) & all_finite(proposal)
+    finite = is_finite(gradient) & is_finite(proposal)
+    goes_on = (moving != 0) & (tl.max(tl.where(finite, 0, 1), axis=1) == 0)
     action = tl.where(goes_on[:, None], proposal, action)
     return action, tl.where(goes_on, 1, 0), first, second
 

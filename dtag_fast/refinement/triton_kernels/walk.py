@@ -68,7 +68,8 @@ def outer(
     at = first_unit[None, :] + (units >> 1)
     # Rows first: they have the longest way.
     unit = tl.arange(0, HEADS * H)[None, None, :] % H
-    row = tl.max_constancy(spread(at, H) * H, [1, H])  # or each number would be loaded alone
+    # Four numbers a thread, as of all that is loaded, be they of 32 bits or 16.
+    row = tl.max_constancy(spread(at, H) * H, [1, 4])
     rows = tl.load(forward + row[None, :, :] + unit).to(tl.float32)
     axis = tl.arange(0, A)[:, None, None]
     x = tl.load(by_unit + at[None, :, :] * STRIDE + axis % STRIDE)  # 0 beyond the actions

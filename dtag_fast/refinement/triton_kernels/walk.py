@@ -146,6 +146,11 @@ def walk(
         initial = tl.load(actions + row * action_dim + axis[None, :], mask=in_action, other=0.0)
         if BOUNDED:
             initial = into_box(initial, low, high)
+        # What is needed behind the barriers, on its way meanwhile.
+        share = tl.load(biases + at_unit, mask=in_heads, other=0.0)
+        at_column = (at_unit // H * STRIDE + axis[:, None]) * H + unit
+        in_columns = in_heads & (axis < action_dim)[:, None]
+        bottom = tl.load(to_action + at_column, mask=in_columns, other=0.0)
         # A thread divides once; what it has found all threads read.
         tl.debug_barrier()
         for s in range(0, observation_dim, 32):
@@ -157,7 +162,6 @@ def walk(
             x = tl.div_rn(x, tl.load(normalizer + observation_dim + feature, mask=known, other=1.0))
             tl.store(features + feature, x, mask=known)
         tl.debug_barrier()
-        share = tl.load(biases + at_unit, mask=in_heads, other=0.0)
         for s in range(0, observation_dim, FEATURES):
             feature = s + tl.arange(0, FEATURES)[:, None]
             known = feature < observation_dim
@@ -167,9 +171,6 @@ def walk(
             share += tl.sum(x * part, axis=0)[None, :]
         if LAYERS == 2:
             tl.store(shares + at_unit, share, mask=in_heads)
-        at = (at_unit // H * STRIDE + axis[:, None]) * H + unit
-        in_columns = in_heads & (axis < action_dim)[:, None]
-        bottom = tl.load(to_action + at, mask=in_columns, other=0.0)
         bottom = tl.where(is_one, share, bottom)  # T_1
 
         action = initial  # [1, A'], as all that `step.py` takes

@@ -210,9 +210,8 @@ class Acting(nn.Module):
         return refined
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The given buffer is not writable"
-)  # torch 2.11, of its own file
+# torch 2.11's loader, of the file it has just read.
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 @pytest.mark.parametrize("strict", [False, True])
 def test_it_can_be_exported_with_the_weights(strict: bool) -> None:
     critic = random_critic()

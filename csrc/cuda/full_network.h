@@ -3,8 +3,8 @@
 #pragma once
 
 #include "job.h"
-#include "memory.h"
 #include "listed.h"
+#include "memory.h"
 #include "step.h"
 
 namespace dtag::cuda {

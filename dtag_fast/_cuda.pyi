@@ -52,8 +52,8 @@ def why_not(device: int) -> str | None:
 def prepare(critic: PackedCritic, device: int) -> None:
     """Load the critic's kernels onto the device; RuntimeError with CUDA's words."""
 
-def why_no_cluster(critic: PackedCritic, device: int) -> str | None:
-    """Why the kernel "cluster" cannot take the critic on the CUDA device of that index, or None."""
+def why_none(kernel: str, critic: PackedCritic, device: int) -> str | None:
+    """Why no kernel of that name can take the critic on the CUDA device of that index, or None."""
 
 def refine(
     critic: PackedCritic,

@@ -113,15 +113,19 @@ Settings settings(int steps, double step_size, const std::string& optimizer,
   return made;
 }
 
-void refine(const PackedCritic& critic, const Settings& settings, bool dense, int64_t rows,
-            int64_t starts, uintptr_t observations, uintptr_t actions, uintptr_t result,
-            uintptr_t floats, uintptr_t indices, int device, uintptr_t stream,
-            const std::string& kernel) {
+Kind kind_of(const std::string& name) {
   static const std::map<std::string, Kind> kinds = {{"auto", Kind::automatic},
                                                     {"row", Kind::row},
                                                     {"lean", Kind::lean},
                                                     {"cluster", Kind::cluster}};
-  const Kind kind = word("kernel", kernel, kinds);
+  return word("kernel", name, kinds);
+}
+
+void refine(const PackedCritic& critic, const Settings& settings, bool dense, int64_t rows,
+            int64_t starts, uintptr_t observations, uintptr_t actions, uintptr_t result,
+            uintptr_t floats, uintptr_t indices, int device, uintptr_t stream,
+            const std::string& kernel) {
+  const Kind kind = kind_of(kernel);
   Job job(critic);
   job.settings = settings;
   job.dense = dense;
@@ -179,9 +183,11 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
       },
       py::arg("critic"), py::arg("device"));
   module.def(
-      "why_no_cluster",
-      [](const PackedCritic& critic, int device) { return or_none(why_no_cluster(critic, device)); },
-      py::arg("critic"), py::arg("device"));
+      "why_none",
+      [](const std::string& kernel, const PackedCritic& critic, int device) {
+        return or_none(why_none(kind_of(kernel), critic, device));
+      },
+      py::arg("kernel"), py::arg("critic"), py::arg("device"));
   module.def("refine", &refine, py::arg("critic"), py::arg("options"), py::arg("dense"),
              py::arg("rows"), py::arg("starts"), py::arg("observations"), py::arg("actions"),
              py::arg("result"), py::arg("floats"), py::arg("indices"), py::arg("device"),

@@ -26,8 +26,9 @@ DTAG_BOTH constexpr int padded(int count) {
 }
 
 // The sums of `count` values over a warp, in v[0] of some lane each (index_of_sum): at every step half
-// of the values leave a lane, so that they take count + 4 exchanges or so and not 5 * count.
-template <int count, int offset = warp_size / 2>
+// of the values leave a lane, so that they take count + 4 exchanges or so and not 5 * count. Neighbours
+// first: threads of twice as many units, in half as many warps, then round as these do.
+template <int count, int offset = 1>
 __device__ __forceinline__ void scatter_sums(float* v) {
   if constexpr (count > 1) {
     constexpr int half = count / 2;
@@ -38,10 +39,10 @@ __device__ __forceinline__ void scatter_sums(float* v) {
       const float keep = upper ? v[i + half] : v[i];
       v[i] = keep + __shfl_xor_sync(0xffffffffu, give, offset);
     }
-    if constexpr (offset > 1) scatter_sums<half, offset / 2>(v);
+    if constexpr (offset < warp_size / 2) scatter_sums<half, 2 * offset>(v);
   } else {
     v[0] += __shfl_xor_sync(0xffffffffu, v[0], offset);
-    if constexpr (offset > 1) scatter_sums<1, offset / 2>(v);
+    if constexpr (offset < warp_size / 2) scatter_sums<1, 2 * offset>(v);
   }
 }
 
@@ -58,9 +59,11 @@ __device__ __forceinline__ float sum_warp(const float* values) {
 // Which of the sums of sum_warp<count> the lane is to pass on, or -1.
 template <int count>
 __device__ __forceinline__ int index_of_sum() {
-  constexpr int lanes = warp_size / padded(count);  // that have the same
-  const int index = lane_index() / lanes;
-  return lane_index() % lanes == 0 && index < count ? index : -1;
+  constexpr int apart = padded(count);  // lanes of the same
+  int index = 0;
+  for (int lane = lane_index(), half = apart / 2; half > 0; lane /= 2, half /= 2)
+    index += lane % 2 * half;
+  return lane_index() < apart && index < count ? index : -1;
 }
 
 // A warp that multiplies tiles; see tiles.h.
@@ -88,16 +91,16 @@ struct DeviceWarp {
 };
 
 // A row's threads.
-template <int actions, bool has_room>
+template <int actions, int units_of_thread, bool has_room>
 class DeviceTeam {
  public:
-  static constexpr int units = units_per_thread(actions);
+  static constexpr int units = units_of_thread;
   static constexpr bool roomy = has_room;
   using Unit = Thread<actions, units, roomy>;
 
   __device__ DeviceTeam(const PackedCritic& critic, float* shared) : shared_(shared) {
-    const int thread = threadIdx.x, of_head = critic.layout.threads_per_head;
-    seat_ = anew(Seat::of<units>(thread / of_head, thread % of_head, critic.layout.width));
+    const int thread = threadIdx.x, of_head = critic.layout.width / units;
+    seat_ = anew(Seat::of<actions, units>(thread / of_head, thread % of_head, critic.layout.width));
     const int which = index_of_sum<1 + actions>();
     sum_ = anew(which < 0 ? -1 : thread / warp_size * term_stride(actions) + which);
   }
@@ -162,7 +165,8 @@ class DeviceTeam {
   __device__ __forceinline__ float sum_lanes(F f) const {
     float sum = f(lane_);
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    for (int offset = 1; offset < warp_size; offset *= 2)
+      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
     return sum;
   }
 
@@ -195,10 +199,10 @@ class DeviceTeam {
 };
 
 // blocks: of a cluster, all of which take the same rows, or 1.
-template <int actions, int blocks, bool roomy, typename Precision>
+template <int actions, int units, int blocks, bool roomy, typename Precision>
 class DeviceBlock {
  public:
-  using Team = DeviceTeam<actions, roomy>;
+  using Team = DeviceTeam<actions, units, roomy>;
 
   __device__ DeviceBlock(const Job& job, float* shared)
       : shared_(shared), walk_(Team(job.critic, shared), job) {}

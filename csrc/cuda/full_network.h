@@ -58,14 +58,14 @@ class FullNetwork : public Listed<actions, Precision, Team> {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       float share[units], z[units];
-      load_shared(own(at_.share, seat), share);
+      load_shared(own(at_.share, seat), share, far_units);
       first_layer(share, x, seat, thread, z);
       for (int u = 0; u < units; ++u) {
-        const bool real = in_head(seat) + u < critic_.first_units;
+        const bool real = in_head(seat) + to_unit(u) < critic_.first_units;
         thread.kept[u] = real ? slope_at(z[u], negative_slope) : 0.0f;
         thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
       }
-      store_shared(own(at_.hidden, seat), thread.top);
+      store_shared(own(at_.hidden, seat), thread.top, far_units);
     });
     team_.sync();
     if (two) {
@@ -77,11 +77,11 @@ class FullNetwork : public Listed<actions, Precision, Team> {
         full_product(critic_.transposed, seat.head * width(), critic_.first_units,
                      team_.shared() + at_.hidden + seat.head * width(), seat, z);
         for (int u = 0; u < units; ++u) {
-          const bool real = in_head(seat) + u < critic_.top_units;
+          const bool real = in_head(seat) + to_unit(u) < critic_.top_units;
           thread.top[u] = real ? activation(z[u], negative_slope) : 0.0f;
           z[u] = real ? output[u] * slope_at(z[u], negative_slope) : 0.0f;
         }
-        store_shared(own(at_.slope, seat), z);
+        store_shared(own(at_.slope, seat), z, far_units);
       });
       team_.sync();
     }
@@ -95,18 +95,18 @@ class FullNetwork : public Listed<actions, Precision, Team> {
         full_product(critic_.weight, seat.head * critic_.top_units, critic_.top_units,
                      team_.shared() + at_.slope + seat.head * width(), seat, back);
       for (int u = 0; u < units; ++u) {
-        const int k = in_head(seat) + u;
+        const int k = in_head(seat) + to_unit(u);
         top[u] = k < critic_.top_units ? output[u] : 0.0f;
         slope[u] = k < critic_.first_units ? back[u] * thread.kept[u] : 0.0f;
       }
-      sum[0] = sum_pairs<units>([&](int u) { return top[u]; },
+      sum[0] = sum_units<units>([&](int u) { return top[u]; },
                                 [&](int u) { return thread.top[u]; });
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a) {
         float w[units];
         load_first(seat, a, w);
         sum[1 + a] =
-            sum_pairs<units>([&](int u) { return slope[u]; }, [&](int u) { return w[u]; });
+            sum_units<units>([&](int u) { return slope[u]; }, [&](int u) { return w[u]; });
       }
     });
   }

@@ -35,18 +35,20 @@ DTAG_BOTH constexpr int most_threads_of(Precision precision) {
 
 // The shapes there are kernels for. `actions` is the number of action dimensions that a kernel has
 // registers for; unused ones are zeros. A thread holds four hidden units, or two where more dimensions
-// leave registers for no more.
+// leave registers for no more; of a lean kernel twice as many.
 constexpr int kernel_actions[] = {2, 4, 6, 8, 12, 17, 24, 32};
 DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 : 2; }
+DTAG_BOTH constexpr int units_of_lean(int actions) { return 2 * units_per_thread(actions); }
 // Of a cluster: they build a row's map together, a thread half of the columns of two hidden units.
 DTAG_BOTH constexpr int blocks_of_cluster(int actions) { return units_per_thread(actions); }
 // Hidden units that lie together in arrays with rows for each action dimension.
 constexpr int group_units = 64;
+// From four units of a thread to four more. A warp's threads read four each at once, neighbours of their
+// neighbours'.
+constexpr int far_units = 4 * warp_size;
 struct Layout {
-  int actions;           // of the kernel, A or more
-  int units;             // per thread
-  int threads_per_head;  // whole warps
-  int width;             // P = units * threads_per_head, whole groups
+  int actions;  // of the kernel, A or more
+  int width;    // P, units_per_thread(actions) in each thread of whole warps
 };
 
 // Null, or why there is no kernel for the shape.
@@ -58,7 +60,7 @@ inline const char* lay_out(int action_dim, int heads, int widest, Precision prec
     const int units = units_per_thread(actions);
     const int threads = (widest + units * warp_size - 1) / (units * warp_size) * warp_size;
     if (static_cast<int64_t>(heads) * threads > most_threads_of(precision)) break;
-    *layout = {actions, units, threads, threads * units};
+    *layout = {actions, threads * units};
     return nullptr;
   }
   if (precision == Precision::tf32x3)
@@ -114,12 +116,12 @@ DTAG_BOTH int observation_rows(const PackedCritic& critic) {
   return (critic.observation_dim + 3) / 4 * 4;
 }
 
-// Null, or why a cluster cannot take the critic.
-inline const char* why_no_cluster(const PackedCritic& critic) {
-  if (critic.precision == Precision::tf32x3) return "with precision tf32x3 there are no clusters";
-  if (critic.heads * critic.layout.threads_per_head > most_threads)
-    return "heads times hidden units are too many for a cluster";
-  return nullptr;
+// Of a row, so many hidden units each.
+DTAG_BOTH int threads_of(const PackedCritic& critic, int units) {
+  return critic.heads * critic.layout.width / units;
+}
+inline bool is_wide(const PackedCritic& critic) {
+  return threads_of(critic, units_per_thread(critic.layout.actions)) > most_threads;
 }
 
 struct Settings {
@@ -144,6 +146,7 @@ struct SharedLayout {
   static constexpr int most_terms = 20480;
   static constexpr int listed_together = 8;  // capacity is a multiple of it
 
+  int threads_per_head;
   int warps_per_head;
   int observation;  // [S by fours], standardised
   int share;        // [E, P], W_1s s + b_1
@@ -158,10 +161,12 @@ struct SharedLayout {
   int map;          // [E, P / 64, 1 + actions, 64], where others than the units' threads build it
   int floats;       // of all
 
-  SharedLayout(const PackedCritic& critic, bool has_map) {
+  // units: that a thread holds.
+  SharedLayout(const PackedCritic& critic, int units, bool has_map) {
     const Layout& layout = critic.layout;
     const int heads = critic.heads, stride = term_stride(layout.actions);
-    warps_per_head = layout.threads_per_head / warp_size;
+    threads_per_head = layout.width / units;
+    warps_per_head = threads_per_head / warp_size;
     const int all = heads * layout.width;
     capacity = most_terms / (heads * stride) / listed_together * listed_together;
     if (capacity > layout.width) capacity = layout.width;
@@ -182,7 +187,8 @@ struct SharedLayout {
 };
 
 struct Job {
-  explicit Job(const PackedCritic& critic) : critic(critic), shared(critic, false) {}
+  explicit Job(const PackedCritic& critic)
+      : critic(critic), shared(critic, units_per_thread(critic.layout.actions), false) {}
 
   PackedCritic critic;
   SharedLayout shared;  // of the kernel that is launched

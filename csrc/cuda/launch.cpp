@@ -27,7 +27,7 @@ const KernelsOf::Kinds* kernels_for(const PackedCritic& critic) {
 
 // Of a kind, but for critics of very many units.
 const Kernel& kernel_of(const PackedCritic& critic, const KernelsOf::Kinds& kinds, Kind kind) {
-  if (critic.heads * critic.layout.threads_per_head > most_threads) return kinds.wide;
+  if (is_wide(critic)) return kinds.wide;
   return kind == Kind::cluster ? kinds.cluster : kind == Kind::lean ? kinds.lean : kinds.row;
 }
 
@@ -38,8 +38,8 @@ struct Plan {
   cudaLaunchAttribute cluster = {};
 
   Plan(const PackedCritic& critic, const Kernel& kernel) : kernel(kernel) {
-    const SharedLayout shared(critic, kernel.has_map);
-    const int threads = critic.heads * critic.layout.threads_per_head;
+    const SharedLayout shared(critic, kernel.units, kernel.has_map);
+    const int threads = threads_of(critic, kernel.units);
     config.gridDim = dim3(static_cast<unsigned>(kernel.blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = sizeof(float) * static_cast<size_t>(shared.floats);
@@ -126,7 +126,7 @@ const char* prepare(const PackedCritic& critic, int device) {
   cudaError_t error = cudaSetDevice(device);
   Occupancy occupancy{};
   for (const Kind kind : {Kind::cluster, Kind::lean, Kind::row}) {
-    if (kind == Kind::cluster && why_no_cluster(critic) != nullptr) continue;
+    if (why_none(kind, critic) != nullptr) continue;
     Plan plan(critic, kernel_of(critic, *kinds, kind));
     if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
     if (error != cudaSuccess) return cudaGetErrorString(error);
@@ -136,8 +136,9 @@ const char* prepare(const PackedCritic& critic, int device) {
   return nullptr;
 }
 
-const char* why_no_cluster(const PackedCritic& critic, int device) {
-  if (const char* const reason = why_no_cluster(critic)) return reason;
+const char* why_none(Kind kind, const PackedCritic& critic, int device) {
+  if (const char* const reason = why_none(kind, critic)) return reason;
+  if (kind != Kind::cluster) return nullptr;
   Occupancy occupancy{};
   Plan plan(critic, kernels_for(critic)->cluster);
   cudaError_t error = cudaSetDevice(device);
@@ -152,8 +153,7 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   if (job.rows == 0) return nullptr;
   const PackedCritic& critic = job.critic;
   const KernelsOf::Kinds& kinds = *kernels_for(critic);
-  if (kind == Kind::cluster)
-    if (const char* const reason = why_no_cluster(critic, device)) return reason;
+  if (const char* const reason = why_none(kind, critic, device)) return reason;
   cudaError_t error = cudaSetDevice(device);
   Occupancy occupancy{};
   const auto planned = [&](Kind kind) {
@@ -164,10 +164,10 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   Plan plan = planned(kind == Kind::automatic ? Kind::row : kind);
   if (kind == Kind::automatic) {
     const bool builds = critic.hidden_layers == 2 && !job.dense;
-    const bool few = clusters_for_few_rows && builds && why_no_cluster(critic) == nullptr &&
+    const bool few = clusters_for_few_rows && builds && why_none(Kind::cluster, critic) == nullptr &&
                      job.rows * kinds.cluster.blocks <= occupancy.multiprocessors;
     // With more rows than the device holds at a time they wait for each other anyway.
-    const bool many = job.rows > occupancy.teams;
+    const bool many = job.rows > occupancy.teams && why_none(Kind::lean, critic) == nullptr;
     if (few) plan = planned(Kind::cluster);
     if (many) plan = planned(Kind::lean);
     if ((few || many) && occupancy.teams == 0) plan = planned(Kind::row);
@@ -178,7 +178,7 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
                           static_cast<unsigned>(kernel.blocks);
   plan.config.stream = reinterpret_cast<cudaStream_t>(stream);
   Job copy = job;
-  copy.shared = SharedLayout(critic, kernel.has_map);
+  copy.shared = SharedLayout(critic, kernel.units, kernel.has_map);
   void* arguments[] = {&copy};
   error = cudaLaunchKernelExC(plan.with_attributes(), kernel.function, arguments);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

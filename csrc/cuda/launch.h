@@ -7,10 +7,21 @@
 
 namespace dtag::cuda {
 
-// Who takes a row: what is best for the batch's size, a block of many registers, one of few, of which
-// a multiprocessor holds more, or a cluster of blocks (blocks_of_cluster(actions)). The result is the
-// same, bit for bit.
+// Who takes a row: what is best for the batch's size, a block whose threads have all the registers they
+// can use, a block of half as many threads, of which a multiprocessor holds more rows, or a cluster of
+// blocks (blocks_of_cluster(actions)). The result is the same, bit for bit.
 enum class Kind { automatic, row, lean, cluster };
+
+// Null, or why there is no kernel of that kind for the critic, whatever the device.
+inline const char* why_none(Kind kind, const PackedCritic& critic) {
+  if (kind == Kind::automatic || kind == Kind::row) return nullptr;
+  if (critic.precision == Precision::tf32x3) return "with precision tf32x3 there is only kernel row";
+  if (is_wide(critic)) return "heads times hidden units are too many for any kernel but row";
+  const int units_of_warp = warp_size * units_of_lean(critic.layout.actions);
+  if (kind == Kind::lean && critic.layout.width % units_of_warp != 0)
+    return "padded hidden units do not fill warps of the lean kernel";
+  return nullptr;
+}
 
 // Null, or why the device cannot run the kernels.
 const char* why_not(int device);
@@ -19,8 +30,8 @@ const char* why_not(int device);
 // be captured in a CUDA graph. Null, or CUDA's error.
 const char* prepare(const PackedCritic& critic, int device);
 
-// Null, or why there is no cluster for a row of the critic, on the device or at all.
-const char* why_no_cluster(const PackedCritic& critic, int device);
+// Null, or why there is no kernel of that kind for the critic, on the device or at all.
+const char* why_none(Kind kind, const PackedCritic& critic, int device);
 
 // Enqueue the job on the stream, a cudaStream_t; nothing is allocated and nothing waited for. Null,
 // or CUDA's error, or why there is no kernel of that kind. A job of no rows does nothing.

@@ -60,7 +60,8 @@ class Listed : public Region<actions, Precision, Team> {
       const float* const from =
           team_.shared() + at_.map + this->by_groups(anew(here), 1 + actions);
       DTAG_UNROLLED
-      for (int i = 0; i <= actions; ++i) load_shared(from + i * group_units, thread.map[i]);
+      for (int i = 0; i <= actions; ++i)
+        load_shared(from + i * group_units, thread.map[i], far_units * (1 + actions));
     });
   }
 
@@ -91,7 +92,7 @@ class Listed : public Region<actions, Precision, Team> {
     int unit, column;  // the first ones
 
     DTAG_BOTH Share(const Listed& listed, int part, const Seat& seat) {
-      const int index = part * listed.critic_.layout.threads_per_head + seat.thread;
+      const int index = part * listed.at_.threads_per_head + seat.thread;
       const int warp = index / warp_size;
       column = warp % 2 * columns;
       unit = (warp / 2 * warp_size + index % warp_size) * units;
@@ -126,19 +127,18 @@ class Listed : public Region<actions, Precision, Team> {
       bool listed[units];
       float* to[units];
       float change[units];
-      int row = in_head(seat) * row_bytes();
+      const int row = in_head(seat) * row_bytes();
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) {
         const bool marked = (thread.marked >> u & 1) != 0;
         listed[u] = marked && next >= 0 && next < at_.capacity;
         if constexpr (Team::roomy)
-          store_if(listed[u], list_of(e) + next, row);
+          store_if(listed[u], list_of(e) + next, row + to_unit(u) * row_bytes());
         else if (listed[u])
-          list_of(e)[next] = row;
+          list_of(e)[next] = row + to_unit(u) * row_bytes();
         to[u] = terms_of(e) + next * stride;
         change[u] = is_active(thread.kept[u]) ? on : off;
         if (marked) ++next;
-        row += row_bytes();
       }
       DTAG_UNROLLED
       for (int part = 0; part < stride; part += 4) {  // few at a time, of which there are registers
@@ -261,15 +261,18 @@ class Listed : public Region<actions, Precision, Team> {
       for (int side = 0; side < ahead; ++side) {
         if (at + side >= lots) break;
         const int next = at + side + ahead;
+        // One lot too many is read of the list's end, where it says 0.
+        const bool more = ahead == 1 || next < lots;
         int row[lot];
-        if (next < lots) load_rows<lot>(listed + next * lot, row);
+        if (more) load_rows<lot>(listed + next * lot, row);
         DTAG_UNROLLED
         for (int i = 0; i < lot; ++i) {
           float term[read];
           load_shared(terms + ((at + side) * lot + i) * stride, term);
           add_row(term, weights[side][i], map);
+          if (ahead == 1) weights[side][i].stream(beyond(rows, row[i]));
         }
-        if (next < lots) {
+        if (ahead > 1 && more) {
           DTAG_UNROLLED
           for (int i = 0; i < lot; ++i) weights[side][i].stream(beyond(rows, row[i]));
         }

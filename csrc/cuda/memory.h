@@ -17,8 +17,8 @@ DTAG_BOTH const Number* beyond(const Number* from, int bytes) {
                                          static_cast<uint32_t>(bytes));
 }
 
-// Numbers of a thread's units that many rows need again.
-DTAG_BOTH void load(const float* from, float (&into)[2]) {
+// Numbers of a thread's units that many rows need again; `far`: from four of them to four more.
+DTAG_BOTH void load(const float* from, float (&into)[2], int = 0) {
 #ifdef __CUDA_ARCH__
   const float2 v = __ldg(reinterpret_cast<const float2*>(from));
   into[0] = v.x, into[1] = v.y;
@@ -26,13 +26,23 @@ DTAG_BOTH void load(const float* from, float (&into)[2]) {
   for (int i = 0; i < 2; ++i) into[i] = from[i];
 #endif
 }
-DTAG_BOTH void load(const float* from, float (&into)[4]) {
+DTAG_BOTH void load(const float* from, float (&into)[4], int = 0) {
 #ifdef __CUDA_ARCH__
   const float4 v = __ldg(reinterpret_cast<const float4*>(from));
   into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
 #else
   for (int i = 0; i < 4; ++i) into[i] = from[i];
 #endif
+}
+
+DTAG_BOTH void load(const float* from, float (&into)[8], int far = far_units) {
+  DTAG_UNROLLED
+  for (int half = 0; half < 2; ++half) {
+    float four[4];
+    load(from + half * far, four);
+    DTAG_UNROLLED
+    for (int i = 0; i < 4; ++i) into[4 * half + i] = four[i];
+  }
 }
 
 // Aligned neighbours in shared memory, of float or int.
@@ -46,14 +56,14 @@ DTAG_BOTH void load_four(const Number* from, Number* into) {
   for (int i = 0; i < 4; ++i) into[i] = from[i];
 #endif
 }
-// As many as there is room for, an even number.
+// As many as there is room for, an even number; `far`: from four of them to four more.
 template <int count>
-DTAG_BOTH void load_shared(const float* from, float (&into)[count]) {
+DTAG_BOTH void load_shared(const float* from, float (&into)[count], int far = 4) {
   static_assert(count % 2 == 0, "pairs");
   DTAG_UNROLLED
   for (int i = 0; i < count; i += count % 4 == 0 ? 4 : 2) {
     if constexpr (count % 4 == 0) {
-      load_four(from + i, into + i);
+      load_four(from + i / 4 * far, into + i);
     } else {
 #ifdef __CUDA_ARCH__
       const float2 v = *reinterpret_cast<const float2*>(from + i);
@@ -66,14 +76,15 @@ DTAG_BOTH void load_shared(const float* from, float (&into)[count]) {
 }
 // To the shared memory of any block of a cluster.
 template <int count>
-DTAG_BOTH void store_shared(float* to, const float (&from)[count]) {
+DTAG_BOTH void store_shared(float* to, const float (&from)[count], int far = 4) {
 #ifdef __CUDA_ARCH__
-  if constexpr (count == 4)
-    *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
-  else
-    *reinterpret_cast<float2*>(to) = make_float2(from[0], from[1]);
+  if constexpr (count == 2) *reinterpret_cast<float2*>(to) = make_float2(from[0], from[1]);
+  DTAG_UNROLLED
+  for (int i = 0; i + 4 <= count; i += 4)
+    *reinterpret_cast<float4*>(to + i / 4 * far) =
+        make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
 #else
-  for (int i = 0; i < count; ++i) to[i] = from[i];
+  for (int i = 0; i < count; ++i) to[i / 4 * far + i % 4] = from[i];
 #endif
 }
 // To the block's own, if so: without a branch, which takes longer.
@@ -99,6 +110,17 @@ DTAG_BOTH void store_if(bool so, int* to, int from) {
 #endif
 }
 
+// Four aligned neighbours of a matrix that streams.
+DTAG_BOTH void stream_four(const float* from, float* into) {
+#ifdef __CUDA_ARCH__
+  asm("ld.global.nc.L1::evict_first.v4.f32 {%0, %1, %2, %3}, [%4];"
+      : "=f"(into[0]), "=f"(into[1]), "=f"(into[2]), "=f"(into[3])
+      : "l"(from));
+#else
+  for (int i = 0; i < 4; ++i) into[i] = from[i];
+#endif
+}
+
 // The weights of a thread's units in a row of a matrix between the hidden layers, as they lie in
 // memory, so that those under way take no more registers than that. They are evicted first: what they
 // are needed for again, soon, is the rows of other blocks on the same multiprocessor.
@@ -111,27 +133,15 @@ struct Weights<float, units> {
 
   DTAG_BOTH void stream(const float* from) {
 #ifdef __CUDA_ARCH__
-    if constexpr (units == 1)
-      asm("ld.global.nc.L1::evict_first.f32 %0, [%1];" : "=f"(numbers[0]) : "l"(from));
-    else if constexpr (units == 2)
+    if constexpr (units == 2)
       asm("ld.global.nc.L1::evict_first.v2.f32 {%0, %1}, [%2];"
           : "=f"(numbers[0]), "=f"(numbers[1])
           : "l"(from));
-    else
-      asm("ld.global.nc.L1::evict_first.v4.f32 {%0, %1, %2, %3}, [%4];"
-          : "=f"(numbers[0]), "=f"(numbers[1]), "=f"(numbers[2]), "=f"(numbers[3])
-          : "l"(from));
+    DTAG_UNROLLED
+    for (int u = 0; u + 4 <= units; u += 4) stream_four(from + to_unit(u), numbers + u);
 #else
-    take(from);
+    for (int u = 0; u < units; ++u) numbers[u] = from[to_unit(u)];
 #endif
-  }
-
-  // From shared memory.
-  DTAG_BOTH void take(const float* from) {
-    if constexpr (units == 1)
-      numbers[0] = from[0];
-    else
-      load_shared(from, numbers);
   }
 
   DTAG_BOTH float operator[](int u) const { return numbers[u]; }
@@ -140,37 +150,20 @@ struct Weights<float, units> {
 // Of bfloat16, two in a word.
 template <int units>
 struct Weights<uint16_t, units> {
-  static constexpr int count = (units + 1) / 2;
-  uint32_t words[count];
+  uint32_t words[units / 2];
 
   DTAG_BOTH void stream(const uint16_t* from) {
 #ifdef __CUDA_ARCH__
-    if constexpr (units == 1) {
-      uint16_t number;
-      asm("ld.global.nc.L1::evict_first.u16 %0, [%1];" : "=h"(number) : "l"(from));
-      words[0] = number;
-    } else if constexpr (units == 2) {
+    if constexpr (units == 2)
       asm("ld.global.nc.L1::evict_first.b32 %0, [%1];" : "=r"(words[0]) : "l"(from));
-    } else {
+    DTAG_UNROLLED
+    for (int u = 0; u + 4 <= units; u += 4)
       asm("ld.global.nc.L1::evict_first.v2.b32 {%0, %1}, [%2];"
-          : "=r"(words[0]), "=r"(words[1])
-          : "l"(from));
-    }
+          : "=r"(words[u / 2]), "=r"(words[u / 2 + 1])
+          : "l"(from + to_unit(u)));
 #else
-    take(from);
+    for (int u = 0; u < units; u += 2) std::memcpy(words + u / 2, from + to_unit(u), sizeof(*words));
 #endif
-  }
-
-  // From shared memory.
-  DTAG_BOTH void take(const uint16_t* from) {
-#ifdef __CUDA_ARCH__
-    if constexpr (units == 4) {
-      const uint2 v = *reinterpret_cast<const uint2*>(from);
-      words[0] = v.x, words[1] = v.y;
-      return;
-    }
-#endif
-    std::memcpy(words, from, units * sizeof(uint16_t));
   }
 
   DTAG_BOTH float operator[](int u) const {
@@ -184,17 +177,6 @@ struct Weights<uint16_t, units> {
 #endif
   }
 };
-
-// Four aligned neighbours of a matrix that streams.
-DTAG_BOTH void stream_four(const float* from, float (&into)[4]) {
-#ifdef __CUDA_ARCH__
-  asm("ld.global.nc.L1::evict_first.v4.f32 {%0, %1, %2, %3}, [%4];"
-      : "=f"(into[0]), "=f"(into[1]), "=f"(into[2]), "=f"(into[3])
-      : "l"(from));
-#else
-  for (int i = 0; i < 4; ++i) into[i] = from[i];
-#endif
-}
 
 // By the one thread that uses the counter; without waiting for what it was.
 DTAG_BOTH void add(int64_t* counter, int count) {

@@ -56,7 +56,7 @@ class Region {
   // Send for a row: a dimension of the observation a thread, as far as that goes.
   DTAG_BOTH void send_for_observation() {
     team_.each([&](Unit& thread, const Seat& seat) {
-      const int i = seat.head * critic_.layout.threads_per_head + seat.thread;
+      const int i = seat.head * at_.threads_per_head + seat.thread;
       if (i >= critic_.observation_dim) return;
       thread.raw = job_.observations[row_ * critic_.observation_dim + i];
       thread.mean = critic_.mean[i];
@@ -84,7 +84,8 @@ class Region {
     for (int i = 0; i < Unit::rows_sent_for; i += 4)
       if (first + i < rows) {
         DTAG_UNROLLED
-        for (int k = i; k < i + 4; ++k) load(from + k * group_units, thread.sent_for[k]);
+        for (int k = i; k < i + 4; ++k)
+          load(from + k * group_units, thread.sent_for[k], far_units * rows);
       }
   }
 
@@ -94,8 +95,8 @@ class Region {
     team_.each([&](Unit& thread, const Seat& seat) {
       const float* const raw = job_.observations + row_ * critic_.observation_dim;
       float* const standardised = team_.shared() + at_.observation;
-      const int threads = critic_.heads * critic_.layout.threads_per_head;
-      int i = seat.head * critic_.layout.threads_per_head + seat.thread;
+      const int threads = critic_.heads * at_.threads_per_head;
+      int i = seat.head * at_.threads_per_head + seat.thread;
       if (i >= observation_rows(critic_)) return;
       const bool real = i < critic_.observation_dim;
       standardised[i] = real ? (thread.raw - thread.mean) / thread.std : 0.0f;
@@ -126,7 +127,7 @@ class Region {
         if (first + Unit::rows_sent_for < rows)
           send_for_rows(first + Unit::rows_sent_for, thread, seat);
       }
-      store_shared(own(at_.share, seat), thread.kept);
+      store_shared(own(at_.share, seat), thread.kept, far_units);
     });
   }
 
@@ -158,7 +159,7 @@ class Region {
     if constexpr (Team::roomy)
       for (int u = 0; u < units; ++u) into[u] = thread.base[u];
     else
-      load_shared(own(at_.base, seat), into);
+      load_shared(own(at_.base, seat), into, far_units);
   }
   // w, of the thread's units.
   DTAG_BOTH void get_output(const Unit& thread, const Seat& seat, float (&into)[units]) const {
@@ -169,7 +170,8 @@ class Region {
   }
   // Of W_1a, the thread's units of a dimension.
   DTAG_BOTH void load_first(const Seat& seat, int a, float (&into)[units]) const {
-    load(critic_.action_weights + by_groups(seat, actions) + a * group_units, into);
+    load(critic_.action_weights + by_groups(seat, actions) + a * group_units, into,
+         far_units * actions);
   }
 
   // Make the action the base: z_1 there. With one hidden layer that is the map.
@@ -185,12 +187,12 @@ class Region {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       float share[units];
-      load_shared(own(at_.share, seat), share);
+      load_shared(own(at_.share, seat), share, far_units);
       first_layer(share, base, seat, thread, thread.kept);
       if constexpr (Team::roomy)
         for (int u = 0; u < units; ++u) thread.base[u] = thread.kept[u];
       else
-        store_shared(own(at_.base, seat), thread.kept);
+        store_shared(own(at_.base, seat), thread.kept, far_units);
       if (!deep_) {
         for (int u = 0; u < units; ++u) thread.map[0][u] = thread.kept[u];
         DTAG_UNROLLED

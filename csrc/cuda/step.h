@@ -45,21 +45,18 @@ DTAG_BOTH void add_row(const float (&term)[terms], const Weights& weights,
   }
 }
 
-// The sum of x(u) * y(u) over a thread's units, each pair by itself first: as two threads of two units
-// add it up.
-template <int units, typename X, typename Y>
-DTAG_BOTH float sum_pairs(X x, Y y) {
-  float sum = 0.0f;
-  DTAG_UNROLLED
-  for (int u = 0; u < units; u += 2) {
-    const float pair = fmaf(x(u + 1), y(u + 1), x(u) * y(u));
-    sum = u == 0 ? pair : sum + pair;
-  }
-  return sum;
+// The sum of x(u) * y(u) over a thread's units, halves by themselves: as threads of half as many units
+// add it up, and the lanes of a warp what their threads found.
+template <int units, int first = 0, typename X, typename Y>
+DTAG_BOTH float sum_units(X x, Y y) {
+  if constexpr (units == 2)
+    return fmaf(x(first + 1), y(first + 1), x(first) * y(first));
+  else
+    return sum_units<units / 2, first>(x, y) + sum_units<units / 2, first + units / 2>(x, y);
 }
 
 // A thread's share of q, sum[0], and of its gradient at base + d: sum over its units of
-// w act(c + M d), each pair of units by itself first. map: c, then M's columns.
+// w act(c + M d). map: c, then M's columns.
 template <int actions, int units>
 DTAG_BOTH void evaluate_units(const float (&map)[1 + actions][units], const float (&d)[actions],
                               const float (&output)[units], float negative_slope,
@@ -73,11 +70,11 @@ DTAG_BOTH void evaluate_units(const float (&map)[1 + actions][units], const floa
     for (int a = 0; a < actions; ++a) z[u] = fmaf(map[1 + a][u], d[a], z[u]);
     effective[u] = effective_weight(output[u], z[u], negative_slope);
   }
-  sum[0] = sum_pairs<units>([&](int u) { return effective[u]; }, [&](int u) { return z[u]; });
+  sum[0] = sum_units<units>([&](int u) { return effective[u]; }, [&](int u) { return z[u]; });
   DTAG_UNROLLED
   for (int a = 0; a < actions; ++a)
     sum[1 + a] =
-        sum_pairs<units>([&](int u) { return effective[u]; }, [&](int u) { return map[1 + a][u]; });
+        sum_units<units>([&](int u) { return effective[u]; }, [&](int u) { return map[1 + a][u]; });
 }
 
 // ---- the heads ----

@@ -50,12 +50,21 @@ struct Seat {
   int thread;  // of the head's
   int first;   // of its units, in arrays [E, P] of all heads' units
 
-  // units: of each thread, neighbours.
-  template <int units>
+  // units: of each thread, of whose number two may hold what one of the lean kernel does. That has its
+  // units four by four, far_units from each other; these then lie as far apart.
+  template <int actions, int units>
   DTAG_BOTH static Seat of(int head, int thread, int width) {
-    return {head, thread, head * width + thread * units};
+    constexpr int both = 2 * far_units;
+    int first = thread * units;
+    if (units_of_lean(actions) == 8 && width % both == 0)
+      first = thread * units / both * both + thread * units % 8 / 4 * far_units +
+              thread * units % both / 8 * 4;
+    return {head, thread, head * width + first};
   }
 };
+
+// From the first unit of a thread to another.
+DTAG_BOTH constexpr int to_unit(int u) { return u / 4 * far_units + u % 4; }
 
 DTAG_BOTH Seat anew(const Seat& seat) { return {anew(seat.head), anew(seat.thread), anew(seat.first)}; }
 

@@ -11,34 +11,36 @@ namespace {
 
 // crowded: at least so many blocks of the most threads are to fit on a multiprocessor, which leaves a
 // thread so many fewer registers; 0: as the compiler likes. Of a cluster 1: left to itself it spills.
-template <int actions, int blocks, int threads, int crowded, typename Precision>
+template <int actions, int units, int blocks, int threads, int crowded, typename Precision>
 __global__ void __launch_bounds__(threads, blocks > 1 ? 1 : crowded)
     walk_kernel(const __grid_constant__ Job job) {
   if constexpr (blocks == 1 || DTAG_CLUSTERS) {
     extern __shared__ __align__(16) float shared[];
     constexpr bool roomy = threads <= most_threads && crowded == 0 && !Precision::tiles;
-    DeviceBlock<actions, blocks, roomy, Precision> block(job, shared);
+    DeviceBlock<actions, units, blocks, roomy, Precision> block(job, shared);
     refine_rows<actions, blocks, Precision>(block, job);
   }
 }
 
-template <int actions, int blocks, int threads, int crowded, typename Precision>
+template <int actions, int units, int blocks, int threads, int crowded, typename Precision>
 Kernel kernel() {
-  return {reinterpret_cast<const void*>(&walk_kernel<actions, blocks, threads, crowded, Precision>),
-          blocks, Precision::tiles || blocks > 1};
+  return {reinterpret_cast<const void*>(
+              &walk_kernel<actions, units, blocks, threads, crowded, Precision>),
+          blocks, units, Precision::tiles || blocks > 1};
 }
 
 template <int actions, typename Precision>
 KernelsOf::Kinds kinds() {
-  const Kernel row = kernel<actions, 1, most_threads, 0, Precision>();
+  constexpr int units = units_per_thread(actions), lean = units_of_lean(actions);
+  const Kernel row = kernel<actions, units, 1, most_threads, 0, Precision>();
   // Tiles take all registers, and build without the other blocks of a cluster.
   if constexpr (Precision::tiles)
-    return {row, row, {}, row};
+    return {row, {}, {}, row};
   else
     return {row,
-            kernel<actions, 1, most_threads, 2, Precision>(),
-            kernel<actions, blocks_of_cluster(actions), most_threads, 0, Precision>(),
-            kernel<actions, 1, most_threads_wide, 0, Precision>()};
+            kernel<actions, lean, 1, most_threads * units / lean, 3, Precision>(),
+            kernel<actions, units, blocks_of_cluster(actions), most_threads, 0, Precision>(),
+            kernel<actions, units, 1, most_threads_wide, 0, Precision>()};
 }
 
 }  // namespace

@@ -139,16 +139,15 @@ class Walk : public Following<actions, Precision, Team> {
   DTAG_BOTH float value_of(int e) const {
     return team_.pick(e, [](const Lane& lane) { return lane.q; });
   }
-  // Over the warps of a head.
+  // Over the warps of a head; two by themselves whose units have one of the lean kernel.
   DTAG_BOTH float summed(int e, int i) const {
+    constexpr int together = units_of_lean(actions) / Team::units;
     const float* const sums =
         team_.shared() + sums_ + e * at_.warps_per_head * stride + i;
     float sum = 0.0f;
-#ifdef __CUDA_ARCH__
-#pragma unroll 2
-#endif
-    for (int warp = 0; warp < at_.warps_per_head; ++warp) {
-      const float part = sums[warp * stride];
+    for (int warp = 0; warp < at_.warps_per_head; warp += together) {
+      float part = sums[warp * stride];
+      if (together > 1 && warp + 1 < at_.warps_per_head) part += sums[(warp + 1) * stride];
       sum = warp == 0 ? part : sum + part;
     }
     return sum;
@@ -247,7 +246,8 @@ class Walk : public Following<actions, Precision, Team> {
   template <typename Of>
   DTAG_BOTH static float sum_of_warps(Of of) {
     if constexpr (usual_warps == 4) return (of(0) + of(1)) + (of(2) + of(3));
-    return of(0) + of(1);
+    if constexpr (usual_warps == 2) return of(0) + of(1);
+    return of(0);
   }
   // Whether of two heads' values the second counts; q is set, and whether both are finite.
   DTAG_BOTH bool lower_of(float first, float second) {

@@ -8,13 +8,14 @@ namespace dtag::cuda {
 struct Kernel {
   const void* function = nullptr;  // void(const Job)
   int blocks = 1;                  // that take a row
+  int units = 0;                   // that a thread holds
   bool has_map = false;            // SharedLayout
 };
 
 struct KernelsOf {
   struct Kinds {
     Kernel row;      // a row a block, whose threads have all the registers they can use
-    Kernel lean;     // a row a block of few registers, so that more of them fit on a multiprocessor
+    Kernel lean;     // a row a block of half as many threads with twice as many units, none of tf32x3
     Kernel cluster;  // a row a cluster; for compute capability 9.0 and above, none of tf32x3
     Kernel wide;     // a row a block of more threads than the others take
   };

@@ -165,11 +165,13 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
 def kernels(critic: Packed) -> tuple[Kernel, ...]:
     """What `run` may be asked for.
 
-    A cluster needs compute capability 9.0 or above and takes up to 1024 hidden units of a layer of
-    all heads, or 512 with more than eight action dimensions; with tf32x3 there is none.
+    "row" takes all. The others take up to 1024 hidden units of a layer of all heads, or 512 with
+    more than eight action dimensions, and none with tf32x3; "lean" hidden layers that, padded, are
+    multiples of 256 (128) units, "cluster" needs compute capability 9.0 or above.
     """
-    reason = _load().why_no_cluster(critic.native, critic.device.index or 0)
-    return ("row", "lean") if reason is not None else ("row", "lean", "cluster")
+    why_none, device = _load().why_none, critic.device.index or 0
+    every: tuple[Kernel, ...] = ("row", "lean", "cluster")
+    return tuple(each for each in every if why_none(each, critic.native, device) is None)
 
 
 def run(

@@ -95,10 +95,10 @@ def test_parity_of_ten_heads(action_dim: int) -> None:
     alone = run(critic, batch, options, kernel="row")
     parity = Standard(critic, *batch, options).measure(alone[0])
     assert parity.holds, parity
-    assert same(alone, run(critic, batch, options, kernel="lean"))
-    assert kernels(critic) == ("row", "lean")
-    with pytest.raises(RuntimeError, match="heads times hidden units are too many for a cluster"):
-        run(critic, batch, options, kernel="cluster")
+    assert kernels(critic) == ("row",)
+    for kernel in ("lean", "cluster"):
+        with pytest.raises(RuntimeError, match="too many for any kernel but row"):
+            run(critic, batch, options, kernel=kernel)
 
 
 @pytest.mark.usefixtures("emulator")
@@ -253,12 +253,17 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.usefixtures("emulator")
-def test_tiles_take_no_cluster() -> None:
-    critic = random_critic(heads=3)
+def test_what_there_is_for_a_critic() -> None:
+    critic = random_critic(heads=3, hidden=(129, 70))
     assert kernels(critic) == kernels(critic, "bf16") == ("row", "lean", "cluster")
-    assert kernels(critic, "tf32x3") == ("row", "lean")
-    with pytest.raises(RuntimeError, match="with precision tf32x3 there are no clusters"):
-        run(critic, random_batch(critic, 2), PLAIN, kernel="cluster", precision="tf32x3")
+    assert kernels(critic, "tf32x3") == ("row",)
+    for kernel in ("lean", "cluster"):
+        with pytest.raises(RuntimeError, match="with precision tf32x3 there is only kernel row"):
+            run(critic, random_batch(critic, 2), PLAIN, kernel=kernel, precision="tf32x3")
+    narrow = random_critic(heads=3, hidden=(128, 70))
+    assert kernels(narrow) == ("row", "cluster")
+    with pytest.raises(RuntimeError, match="do not fill warps of the lean kernel"):
+        run(narrow, random_batch(narrow, 2), PLAIN, kernel="lean")
     with pytest.raises(ValueError, match="kernel: unknown word 'fast'"):
         run(critic, random_batch(critic, 2), PLAIN, kernel="fast")
 

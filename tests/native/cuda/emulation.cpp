@@ -9,11 +9,11 @@ namespace {
 constexpr int64_t blocks = 3;  // so that each takes several rows
 uint32_t turn = 0;             // another order of turns at each launch
 
-template <int actions, int blocks_of_row, bool roomy, typename Precision>
+template <int actions, int units, int blocks_of_row, bool roomy, typename Precision>
 void run(Job job) {
   ++turn;
-  using Block = HostBlock<actions, blocks_of_row, roomy, Precision>;
-  job.shared = SharedLayout(job.critic, Precision::tiles || blocks_of_row > 1);
+  using Block = HostBlock<actions, units, blocks_of_row, roomy, Precision>;
+  job.shared = SharedLayout(job.critic, units, Precision::tiles || blocks_of_row > 1);
   for (int64_t index = blocks - 1; index >= 0; --index) {
     Block block(job, index, blocks, turn);
     refine_rows<actions, blocks_of_row, Precision>(block, job);
@@ -22,13 +22,14 @@ void run(Job job) {
 
 template <int actions, typename Precision>
 void run(const Job& job, Kind kind) {
-  const bool wide = job.critic.heads * job.critic.layout.threads_per_head > most_threads;
+  constexpr int units = units_per_thread(actions);
   if constexpr (!Precision::tiles) {
     if (kind == Kind::cluster)
-      return run<actions, blocks_of_cluster(actions), true, Precision>(job);
-    if (kind == Kind::row && !wide) return run<actions, 1, true, Precision>(job);
+      return run<actions, units, blocks_of_cluster(actions), true, Precision>(job);
+    if (kind == Kind::lean) return run<actions, units_of_lean(actions), 1, false, Precision>(job);
+    if (!is_wide(job.critic)) return run<actions, units, 1, true, Precision>(job);
   }
-  return run<actions, 1, false, Precision>(job);
+  return run<actions, units, 1, false, Precision>(job);
 }
 
 template <int actions>
@@ -44,16 +45,16 @@ void run(const Job& job, Kind kind) {
 
 const char* why_not(int) { return nullptr; }
 const char* prepare(const PackedCritic&, int) { return nullptr; }
-const char* why_no_cluster(const PackedCritic& critic, int) { return why_no_cluster(critic); }
+const char* why_none(Kind kind, const PackedCritic& critic, int) { return why_none(kind, critic); }
 
 // As the device might.
 const char* launch(const Job& job, Kind kind, int, uintptr_t) {
-  const char* const no_cluster = why_no_cluster(job.critic);
-  if (kind == Kind::cluster && no_cluster != nullptr) return no_cluster;
+  if (const char* const reason = why_none(kind, job.critic)) return reason;
   if (kind == Kind::automatic)
-    kind = job.rows >= 16                             ? Kind::lean
-           : job.rows < 4 && no_cluster == nullptr ? Kind::cluster
-                                                      : Kind::row;
+    for (const Kind each : {Kind::row, Kind::lean, Kind::cluster})
+      if (why_none(each, job.critic) == nullptr &&
+          (each == Kind::row || (each == Kind::lean ? job.rows >= 16 : job.rows < 4)))
+        kind = each;
   switch (job.critic.layout.actions) {
     case 2: return run<2>(job, kind), nullptr;
     case 4: return run<4>(job, kind), nullptr;

@@ -71,15 +71,15 @@ struct HostWarp {
   }
 };
 
-template <int actions, bool has_room>
+template <int actions, int units_of_thread, bool has_room>
 class HostTeam {
  public:
-  static constexpr int units = units_per_thread(actions);
+  static constexpr int units = units_of_thread;
   static constexpr bool roomy = has_room;
   using Unit = Thread<actions, units, roomy>;
 
   HostTeam(const Job& job, float* shared, Turns* turns)
-      : threads_per_head_(job.critic.layout.threads_per_head),
+      : threads_per_head_(job.critic.layout.width / units),
         heads_(job.critic.heads),
         shared_(shared),
         turns_(turns),
@@ -174,7 +174,8 @@ class HostTeam {
  private:
   int count() const { return heads_ * threads_per_head_; }
   Seat seat(int i) const {
-    return Seat::of<units>(i / threads_per_head_, i % threads_per_head_, threads_per_head_ * units);
+    return Seat::of<actions, units>(i / threads_per_head_, i % threads_per_head_,
+                                    threads_per_head_ * units);
   }
 
   template <typename Word>
@@ -187,8 +188,8 @@ class HostTeam {
   static float tree_sum(F f) {
     float x[warp_size];
     for (int lane = 0; lane < warp_size; ++lane) x[lane] = f(lane);
-    for (int offset = warp_size / 2; offset > 0; offset /= 2)
-      for (int lane = 0; lane < offset; ++lane) x[lane] += x[lane + offset];
+    for (int offset = 1; offset < warp_size; offset *= 2)
+      for (int lane = 0; lane < warp_size; lane += 2 * offset) x[lane] += x[lane + offset];
     return x[0];
   }
 
@@ -200,10 +201,10 @@ class HostTeam {
 };
 
 // blocks: of a cluster, all of them, each with a team and a memory of its own.
-template <int actions, int blocks, bool roomy, typename Precision>
+template <int actions, int units, int blocks, bool roomy, typename Precision>
 class HostBlock {
  public:
-  using Team = HostTeam<actions, roomy>;
+  using Team = HostTeam<actions, units, roomy>;
 
   HostBlock(const Job& job, int64_t index, int64_t count, uint32_t turn)
       : index_(index),

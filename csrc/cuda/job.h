@@ -39,8 +39,8 @@ DTAG_BOTH constexpr int most_threads_of(Precision precision) {
 constexpr int kernel_actions[] = {2, 4, 6, 8, 12, 17, 24, 32};
 DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 : 2; }
 DTAG_BOTH constexpr int units_of_lean(int actions) { return 2 * units_per_thread(actions); }
-// Of a cluster: they build a row's map together, a thread half of the columns of two hidden units.
-DTAG_BOTH constexpr int blocks_of_cluster(int actions) { return units_per_thread(actions); }
+// Of a cluster: they build a row's map together, a thread half of the columns of a hidden unit.
+DTAG_BOTH constexpr int blocks_of_cluster(int actions) { return 2 * units_per_thread(actions); }
 // Hidden units that lie together in arrays with rows for each action dimension.
 constexpr int group_units = 64;
 // From four units of a thread to four more. A warp's threads read four each at once, neighbours of their

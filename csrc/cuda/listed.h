@@ -25,7 +25,7 @@ class Listed : public Region<actions, Precision, Team> {
   DTAG_BOTH void add_part(int part) {
     team_.each([&](Unit& thread, const Seat& seat) {
       const Share share(*this, part, seat);
-      load(critic_.second_bias + seat.head * width() + share.unit, thread.bias);
+      thread.bias = critic_.second_bias[seat.head * width() + share.unit];
     });
     team_.sync();
     team_.each([&](Unit& thread, const Seat& here) {
@@ -33,8 +33,7 @@ class Listed : public Region<actions, Precision, Team> {
       const Share share(*this, part, seat);
       DTAG_UNROLLED
       for (int i = 0; i < Share::columns; ++i)
-        for (int u = 0; u < Share::units; ++u)
-          thread.share[i][u] = i == 0 && share.column == 0 ? thread.bias[u] : 0.0f;
+        thread.share[i][0] = i == 0 && share.column == 0 ? thread.bias : 0.0f;
       add_rows<8, 4>(seat.head, share.unit, share.column, thread.count, thread.share);
     });
   }
@@ -50,7 +49,7 @@ class Listed : public Region<actions, Precision, Team> {
                         share.unit % group_units;
       DTAG_UNROLLED
       for (int i = 0; i < Share::columns; ++i)
-        if (share.column + i <= actions) store_shared(to + i * group_units, thread.share[i]);
+        if (share.column + i <= actions) to[i * group_units] = thread.share[i][0];
     });
   }
 
@@ -85,17 +84,17 @@ class Listed : public Region<actions, Precision, Team> {
     return team_.shared() + at_.terms + e * at_.capacity * stride;
   }
   DTAG_BOTH int row_bytes() const { return width() * static_cast<int>(sizeof(Weight)); }
-  // What a thread builds of a map that a cluster builds: half of the columns of two units of its head.
-  // A warp's threads have the same columns, whose coefficients they read together.
+  // What a thread builds of a map that a cluster builds: half of the columns of a unit of its head. A
+  // warp's threads have the same columns, whose coefficients they read together.
   struct Share {
-    static constexpr int units = Unit::units_of_share, columns = Unit::columns_of_share;
-    int unit, column;  // the first ones
+    static constexpr int columns = Unit::columns_of_share;
+    int unit, column;  // the first one
 
     DTAG_BOTH Share(const Listed& listed, int part, const Seat& seat) {
       const int index = part * listed.at_.threads_per_head + seat.thread;
       const int warp = index / warp_size;
       column = warp % 2 * columns;
-      unit = (warp / 2 * warp_size + index % warp_size) * units;
+      unit = warp / 2 * warp_size + index % warp_size;
     }
   };
 
@@ -218,7 +217,7 @@ class Listed : public Region<actions, Precision, Team> {
 
   // Add the listed rows to the maps of the threads' units.
   DTAG_BOTH void add_listed(int first) {
-    constexpr int ahead = Team::roomy ? 3 : 1;
+    constexpr int ahead = Team::roomy ? 3 : units == units_of_lean(actions) ? 2 : 1;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       add_rows<4, ahead>(seat.head, in_head(seat), 0, count_listed(thread.count, first), thread.map);
@@ -261,18 +260,15 @@ class Listed : public Region<actions, Precision, Team> {
       for (int side = 0; side < ahead; ++side) {
         if (at + side >= lots) break;
         const int next = at + side + ahead;
-        // One lot too many is read of the list's end, where it says 0.
-        const bool more = ahead == 1 || next < lots;
         int row[lot];
-        if (more) load_rows<lot>(listed + next * lot, row);
+        if (next < lots) load_rows<lot>(listed + next * lot, row);
         DTAG_UNROLLED
         for (int i = 0; i < lot; ++i) {
           float term[read];
           load_shared(terms + ((at + side) * lot + i) * stride, term);
           add_row(term, weights[side][i], map);
-          if (ahead == 1) weights[side][i].stream(beyond(rows, row[i]));
         }
-        if (ahead > 1 && more) {
+        if (next < lots) {
           DTAG_UNROLLED
           for (int i = 0; i < lot; ++i) weights[side][i].stream(beyond(rows, row[i]));
         }

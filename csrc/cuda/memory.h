@@ -133,6 +133,8 @@ struct Weights<float, units> {
 
   DTAG_BOTH void stream(const float* from) {
 #ifdef __CUDA_ARCH__
+    if constexpr (units == 1)
+      asm("ld.global.nc.L1::evict_first.f32 %0, [%1];" : "=f"(numbers[0]) : "l"(from));
     if constexpr (units == 2)
       asm("ld.global.nc.L1::evict_first.v2.f32 {%0, %1}, [%2];"
           : "=f"(numbers[0]), "=f"(numbers[1])
@@ -150,10 +152,15 @@ struct Weights<float, units> {
 // Of bfloat16, two in a word.
 template <int units>
 struct Weights<uint16_t, units> {
-  uint32_t words[units / 2];
+  uint32_t words[(units + 1) / 2];
 
   DTAG_BOTH void stream(const uint16_t* from) {
 #ifdef __CUDA_ARCH__
+    if constexpr (units == 1) {
+      uint16_t number;
+      asm("ld.global.nc.L1::evict_first.u16 %0, [%1];" : "=h"(number) : "l"(from));
+      words[0] = number;
+    }
     if constexpr (units == 2)
       asm("ld.global.nc.L1::evict_first.b32 %0, [%1];" : "=r"(words[0]) : "l"(from));
     DTAG_UNROLLED
@@ -162,7 +169,8 @@ struct Weights<uint16_t, units> {
           : "=r"(words[u / 2]), "=r"(words[u / 2 + 1])
           : "l"(from + to_unit(u)));
 #else
-    for (int u = 0; u < units; u += 2) std::memcpy(words + u / 2, from + to_unit(u), sizeof(*words));
+    for (int u = 0; u < units; u += 2)
+      std::memcpy(words + u / 2, from + to_unit(u), sizeof(*from) * (units == 1 ? 1 : 2));
 #endif
   }
 

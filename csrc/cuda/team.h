@@ -80,8 +80,8 @@ DTAG_BOTH int bits_of(uint32_t word) {
 template <int actions, int units, bool roomy>
 struct Thread {
   static constexpr int rows_sent_for = roomy ? 20 : 4;
-  // Of a map that a cluster builds: two units, half of the columns with those that fill them up.
-  static constexpr int units_of_share = 2, columns_of_share = term_stride(actions) / 2;
+  // Of a map that a cluster builds: half of a unit's columns with those that fill them up.
+  static constexpr int columns_of_share = term_stride(actions) / 2;
 
   float map[1 + actions][units];  // c, and the columns of M: z_2 = c + M d
   float first[actions][units];    // W_1a, where there are registers for it
@@ -89,8 +89,8 @@ struct Thread {
   float base[units];              // z_1 at the base of the region, likewise
   float raw, mean, std;           // a dimension of the observation
   float sent_for[rows_sent_for][units];  // of W_1s^T, while the observation is taken
-  float share[columns_of_share][units_of_share];
-  float bias[units_of_share];  // b_2 of the share
+  float share[columns_of_share][1];
+  float bias;             // b_2 of the share's unit
   float kept[units];      // z_1 where signs were last looked at; the full network's slopes
   float top[units];       // the full network's last layer
   uint32_t signs;         // of z_1 in the region, a bit a unit

@@ -38,7 +38,7 @@ KernelsOf::Kinds kinds() {
     return {row, {}, {}, row};
   else
     return {row,
-            kernel<actions, lean, 1, most_threads * units / lean, 3, Precision>(),
+            kernel<actions, lean, 1, most_threads * units / lean, 2, Precision>(),
             kernel<actions, units, blocks_of_cluster(actions), most_threads, 0, Precision>(),
             kernel<actions, units, 1, most_threads_wide, 0, Precision>()};
 }

@@ -98,9 +98,11 @@ class DeviceTeam {
   static constexpr bool roomy = has_room;
   using Unit = Thread<actions, units, roomy>;
 
-  __device__ DeviceTeam(const PackedCritic& critic, float* shared) : shared_(shared) {
-    const int thread = threadIdx.x, of_head = critic.layout.width / units;
-    seat_ = anew(Seat::of<actions, units>(thread / of_head, thread % of_head, critic.layout.width));
+  __device__ DeviceTeam(const Job& job, float* shared) : shared_(shared) {
+    const int thread = threadIdx.x;
+    const int head = thread / warp_size * job.shared.heads_per_warp >> 16;
+    seat_ = anew(Seat::of<actions, units>(head, thread - head * job.shared.threads_per_head,
+                                          job.critic.layout.width));
     const int which = index_of_sum<1 + actions>();
     sum_ = anew(which < 0 ? -1 : thread / warp_size * term_stride(actions) + which);
   }
@@ -205,7 +207,7 @@ class DeviceBlock {
   using Team = DeviceTeam<actions, units, roomy>;
 
   __device__ DeviceBlock(const Job& job, float* shared)
-      : shared_(shared), walk_(Team(job.critic, shared), job) {}
+      : shared_(shared), walk_(Team(job, shared), job) {}
 
   __device__ int64_t index() const { return blockIdx.x / blocks; }
   __device__ int64_t count() const { return gridDim.x / blocks; }

@@ -148,6 +148,7 @@ struct SharedLayout {
 
   int threads_per_head;
   int warps_per_head;
+  int heads_per_warp;  // the inverse times 2^16, rounded up: dividing takes a thread long
   int observation;  // [S by fours], standardised
   int share;        // [E, P], W_1s s + b_1
   int base;         // [E, P], z_1 at the base of the region, where threads have no room for it
@@ -167,6 +168,7 @@ struct SharedLayout {
     const int heads = critic.heads, stride = term_stride(layout.actions);
     threads_per_head = layout.width / units;
     warps_per_head = threads_per_head / warp_size;
+    heads_per_warp = ((1 << 16) + warps_per_head - 1) / warps_per_head;
     const int all = heads * layout.width;
     capacity = most_terms / (heads * stride) / listed_together * listed_together;
     if (capacity > layout.width) capacity = layout.width;

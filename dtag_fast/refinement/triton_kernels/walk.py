@@ -37,8 +37,9 @@ from dtag_fast.refinement.triton_kernels.step import (
 )
 
 VARYING = ["rows", "starts", "steps", "observation_dim", "action_dim", "heads", "most"]
-# Tiles of rows that are on their way at a time while T_2 is built.
-STAGES = tl.constexpr(2)
+# Tiles of rows that are on their way at a time while T_2 is built. With a second one, which passes
+# through shared memory, an H200 took over a quarter longer, and registers spilled (triton 3.6).
+STAGES = tl.constexpr(1)
 FEATURES = tl.constexpr(16)  # of an observation, whose weights are loaded at a time
 
 

@@ -25,6 +25,7 @@ import shutil
 import sys
 import sysconfig
 import threading
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -325,10 +326,12 @@ def compiled(function: Callable[..., tuple[Tensor, ...]], like: list[Tensor]) ->
     from torch._inductor import compile as inductor
 
     inputs: list[Any] = [*_apart(like)]
-    # In this process: for one small step, starting others would take longest.
-    call: Callable[..., Any] = inductor(
-        recorded(function, like), inputs, options={"compile_threads": 1}
-    )
+    operations = recorded(function, like)
+    with warnings.catch_warnings():
+        # Torch advises to give up float32's digits, which this backend promises.
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores .* not enabled")
+        # In this process: for one small step, starting others would take longest.
+        call: Callable[..., Any] = inductor(operations, inputs, options={"compile_threads": 1})
     return call
 
 

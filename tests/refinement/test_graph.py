@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import warnings
 import weakref
 from typing import Any
 
@@ -109,6 +110,26 @@ def test_compiled_with_autograd_in_the_graph() -> None:
     with torch.no_grad():
         critic.last.weight.mul_(-2)
     assert_equals_reference(critic, batch, step_size=0.2)
+
+
+def test_torchs_advice_to_take_tf32_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import compile_fx
+
+    def warn(operations: Any, *_: Any, **__: Any) -> Any:
+        compile_fx._warn_tf32_disabled.__wrapped__()  # as on a GPU that has TF32
+        warnings.warn("another", stacklevel=1)
+        return operations
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch._inductor, "compile", warn)
+    rows = [torch.ones(2)]
+    with pytest.warns(UserWarning, match="another") as caught:
+        call = graph.compiled(lambda x: (x + 1,), rows)
+    assert len(caught) == 1
+    assert torch.equal(call(*rows)[0], torch.full((2,), 2.0))
+    with pytest.warns(UserWarning, match="TensorFloat32"):  # elsewhere it is
+        compile_fx._warn_tf32_disabled.__wrapped__()
 
 
 # Modules whose operations are recorded

@@ -3,8 +3,9 @@
 A backend may lose to rounding what PyTorch's own float32 loses: its error against the reference in
 float64 is held to twice that of the reference in float32. Rows differ in how they amplify rounding:
 a path that passes close to a kink of the critic, or to a tie between candidates, may end elsewhere
-for the smallest of it. So each row is also run in float64 with its start and every Q shaken by one
-part in a million, and may err by as much as the worst shake moves its result, but not more.
+for the smallest of it. So each row is also run in float64 with its observation, its start and every
+Q shaken by one part in a million, and may err by as much as the worst shake moves its result, but
+not more.
 Whatever its path, a row's Q must not fall short.
 """
 
@@ -23,7 +24,7 @@ from dtag_fast.refinement.backends import BackendName
 from dtag_fast.refinement.inputs import check_inputs
 from dtag_fast.refinement.options import RefineOptions
 
-SHAKES = 8
+SHAKES = 16
 SHAKE = 1e-6  # some sixteen units in the last place of a float32 near 1
 KINKED = 100.0  # a row that turns the shake into more than this many is near a kink or tie
 ABSOLUTE = 2e-6  # allowed beside twice the reference's error, in action units
@@ -170,12 +171,15 @@ class _ShakenCritic(nn.Module):
 
 
 def _shaken(critic: nn.Module, rows: Tensor, points: Tensor, options: RefineOptions) -> Tensor:
-    """Results [SHAKES, B, A] with starts and Q shaken."""
+    """Results [SHAKES, B, A] with observations, starts and Q shaken."""
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (SHAKES, *points.shape), generator=generator) * 2 - 1
     starts = (points + SHAKE * signs.to(points.device)).flatten(0, 1)
+    # In its own proportion: what rounds is the sum over it, the longer the more.
+    signs = torch.randint(0, 2, (SHAKES, *rows.shape), generator=generator) * 2 - 1
+    shaken_rows = (rows * (1 + SHAKE * signs.to(rows.device))).flatten(0, 1)
     shaken_critic = _ShakenCritic(critic, generator)
-    result, _ = reference.run(shaken_critic, rows.repeat(SHAKES, 1), starts, options)
+    result, _ = reference.run(shaken_critic, shaken_rows, starts, options)
     return result.reshape(SHAKES, len(rows), result.shape[1])
 
 

@@ -186,3 +186,17 @@ def test_parity_of_options(each_fast: Ways, heads: int, ensemble: str, optimizer
             assert parity.kinked < 21, (way, arguments, parity)
     for way, parity in parities(each_fast, critic, 5, 3, step_size=0.1):
         assert parity.holds, (way, parity)
+
+
+def test_what_an_observation_rounds_may_turn_a_path() -> None:
+    """Of a unit whose sign hangs on the last digits of a long sum, and hardly on the action."""
+    critic = random_critic(observation_dim=300, action_dim=2, hidden=(5,), heads=1)
+    observations, actions = random_batch(critic, 3)
+    with torch.no_grad():
+        critic.weights[0][0, 0, 300:] = 1e-3
+        critic.weights[1][0, 0, 0] = 1e3
+        z = critic.weights[0][0, 0].double() @ torch.cat([observations, actions], 1)[1].double()
+        critic.biases[0][0, 0] = 5e-7 - z
+    standard = Standard(critic, observations, actions, Refiner(critic, step_size=0.1).options)
+    assert standard.shift[1] > 0.05
+    assert standard.shift[[0, 2]].max() < 0.01

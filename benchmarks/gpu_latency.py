@@ -48,8 +48,9 @@ COLUMNS = {
     "note": "{}",
 }
 NOTES = [
-    "kernel: of the cuda backend, forced: a row a block of many registers, one of few (lean), or a "
-    "row a cluster; without one it is chosen by the batch's size. Forced ones count for no goal.",
+    "kernel: of the cuda backend, forced: a row a block, a row a block of half as many threads "
+    "(lean), or a row a cluster; without one it is chosen by the batch's size. Forced ones count for "
+    "no goal.",
     "p5, p50, p95: device time of a refinement, a CUDA graph of it replayed.",
     "call: the median wall time of a call from Python until the result is there, without a graph.",
     "floor: an empty kernel in a graph, or the walk's multiply-adds at the device's float32 rate "
@@ -79,7 +80,8 @@ def cases(quick: bool = False) -> list[Timed]:
         return [Timed(case) for case in chosen[:1]]
     more = [at(STANDING, 64), at(STANDING, 1024), at(HOPPER, 1), at(HOPPER, 256), at(WIDEST, 1)]
     bf16 = [Timed(at(STANDING, batch), "bf16") for batch in (1, 4096)]
-    tf32x3 = [Timed(at(case, batch), "tf32x3") for case in (STANDING, WIDEST) for batch in (1, 256)]
+    tf32x3 = [Timed(at(STANDING, batch), "tf32x3") for batch in (1, 256, 4096)]
+    tf32x3 += [Timed(at(WIDEST, batch), "tf32x3") for batch in (1, 256)]
     return [*map(Timed, chosen), *bf16, *tf32x3, *map(Timed, more), Timed(at(WIDEST, 256))]
 
 

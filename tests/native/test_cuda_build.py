@@ -23,9 +23,6 @@ ARCHITECTURES = {"sm_80", "sm_90"}
 STANDING = (2, 4, 6, 17)
 # Bytes of spill stores of a kernel of tiles, which has all the registers a thread can have.
 SPILLED_BY_TILES = 16
-# Bytes of spill stores of a lean kernel, whose threads have 128 registers, at most: of bookkeeping
-# and, with more than eight action dimensions, of sums.
-SPILLED_BY_LEAN, SPILLED_BY_LEAN_OF_MANY = 56, 256
 # What a row added to a map may take of a thread's instructions, and its multiply-adds: of four
 # units and 1 + A columns, A = 6.
 INSTRUCTIONS_OF_A_ROW, MULTIPLY_ADDS_OF_A_ROW = 40, 4 * (1 + 6)
@@ -39,9 +36,9 @@ class Kernel:
 
     architecture: str
     actions: int
+    units: int
     blocks: int
     most_threads: int
-    crowded: int
     precision: str
     spill_stores: int
     spill_loads: int
@@ -51,8 +48,8 @@ class Kernel:
 def kernels(log: str) -> list[Kernel]:
     """Those of a build's output with -Xptxas=-v."""
     pattern = (
-        r"walk_kernelILi(?P<actions>\d+)ELi(?P<blocks>\d+)ELi(?P<most_threads>\d+)E"
-        r"Li(?P<crowded>\d+)E"
+        r"walk_kernelILi(?P<actions>\d+)ELi(?P<units>\d+)ELi(?P<blocks>\d+)ELi(?P<most_threads>\d+)E"
+        r"Li\d+E"
         r"NS0_\d(?P<precision>Fp32|Bf16|Tf32x3)\S* for '(?P<architecture>\w+)'\n.*\n"
         r"\s*\d+ bytes stack frame, "
         r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n.*"
@@ -62,9 +59,9 @@ def kernels(log: str) -> list[Kernel]:
         Kernel(
             architecture=found["architecture"],
             actions=int(found["actions"]),
+            units=int(found["units"]),
             blocks=int(found["blocks"]),
             most_threads=int(found["most_threads"]),
-            crowded=int(found["crowded"]),
             precision=found["precision"],
             spill_stores=int(found["stores"]),
             spill_loads=int(found["loads"]),
@@ -106,23 +103,21 @@ def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
     found = kernels(built[1])
     for actions in STANDING:
         of = [k for k in found if k.actions == actions and k.most_threads < WIDE]
-        alone = [k for k in of if k.crowded == 0]
-        assert {(k.architecture, k.blocks, k.precision) for k in alone} == {
-            (architecture, blocks, precision)
+        units = 4 if actions <= 8 else 2
+        assert {(k.architecture, k.units, k.blocks, k.precision) for k in of} == {
+            (architecture, *kind, precision)
             for architecture in ARCHITECTURES
-            for blocks, precision in (
-                *((1, precision) for precision in ("Fp32", "Bf16", "Tf32x3")),
-                *((4 if actions <= 8 else 2, precision) for precision in ("Fp32", "Bf16")),
+            for kind, precisions in (
+                ((units, 1), ("Fp32", "Bf16", "Tf32x3")),
+                ((2 * units, 1), ("Fp32", "Bf16")),  # lean
+                ((units, 2 * units), ("Fp32", "Bf16")),  # a cluster's
             )
+            for precision in precisions
         }
         # Of a cluster's kernel there is code where there are clusters, and nothing elsewhere.
-        assert all((k.registers < 10) == (k.blocks > 1 and k.architecture < "sm_90") for k in alone)
+        assert all((k.registers < 10) == (k.blocks > 1 and k.architecture < "sm_90") for k in of)
         allowed = {"Fp32": 0, "Bf16": 0, "Tf32x3": SPILLED_BY_TILES}
-        assert [k for k in alone if k.spill_stores > allowed[k.precision]] == []
-        lean = [k for k in of if k.crowded > 0]
-        assert len(lean) == 4
-        most = SPILLED_BY_LEAN if actions <= 8 else SPILLED_BY_LEAN_OF_MANY
-        assert [k for k in lean if k.spill_stores > most or k.registers > 128] == []
+        assert [k for k in of if k.spill_stores > allowed[k.precision]] == []
 
 
 def test_adding_a_row_takes_little_but_multiply_adds(tmp_path: Path) -> None:
@@ -143,7 +138,7 @@ def test_adding_a_row_takes_little_but_multiply_adds(tmp_path: Path) -> None:
     )
     listing = run(str(tool), "-c", str(cubin))
     kernel = re.search(
-        r"^\.text\.\S*walk_kernelILi6ELi1ELi256ELi0ENS0_4Fp32\S*:\n(.*?)^\.?//-",
+        r"^\.text\.\S*walk_kernelILi6ELi4ELi1ELi256ELi0ENS0_4Fp32\S*:\n(.*?)^\.?//-",
         listing,
         re.M | re.S,
     )

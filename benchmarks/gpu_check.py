@@ -106,6 +106,7 @@ def write(
     rows: Sequence[dict[str, Any]],
     goals: Sequence[dict[str, Any]],
     notes: Sequence[str],
+    crossovers: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """One JSON file, named after the day and the device; that day's earlier one is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,7 @@ def write(
         "notes": list(notes),
         "goals": list(goals),
         "rows": list(rows),
+        "crossovers": list(crossovers),
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return path
@@ -309,12 +311,14 @@ def main(given: Sequence[str] | None = None) -> int:
             continue
         rows += gpu_latency.measure(timed, limits)
     goals = gpu_latency.goals(rows)
+    crossovers = [] if options.quick or time.monotonic() > end else gpu_latency.crossovers()
     known = dataclasses.asdict(limits)
-    path = write(options.out, device, stages, known, rows, goals, notes)
+    path = write(options.out, device, stages, known, rows, goals, notes, crossovers)
 
     summary = [{"stage": s.name, "outcome": s.outcome, "seconds": s.seconds} for s in stages]
     for table in (
         Table("stages", {"stage": "{}", "outcome": "{}", "seconds": "{:.0f}"}, summary),
+        Table("crossovers", gpu_latency.CROSSOVER_COLUMNS, crossovers, gpu_latency.CROSSOVER_NOTES),
         Table("latency", gpu_latency.COLUMNS, rows, notes),
         Table("goals", gpu_latency.GOAL_COLUMNS, goals),
     ):

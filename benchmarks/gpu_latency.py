@@ -9,7 +9,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ BACKENDS_TIMED = ("graph", "triton", "cuda")
 CHECKED_ROWS = 64
 REPLAYS = 20  # between two events, so that these cost nothing
 SAMPLES = 30
+CALLS = 15
 ACTIVE = 0.5  # of a fresh critic's units
 WIDEST = Case("humanoid", 348, 17)
 
@@ -49,8 +50,8 @@ COLUMNS = {
 }
 NOTES = [
     "kernel: of the cuda backend, forced: a row a block, a row a block of half as many threads "
-    "(lean), or a row a cluster; without one it is chosen by the batch's size. Forced ones count for "
-    "no goal.",
+    "(lean), or a row a cluster; without one it is chosen by the batch's size. Forced ones count "
+    "for no goal.",
     "p5, p50, p95: device time of a refinement, a CUDA graph of it replayed.",
     "call: the median wall time of a call from Python until the result is there, without a graph.",
     "floor: an empty kernel in a graph, or the walk's multiply-adds at the device's float32 rate "
@@ -180,7 +181,44 @@ def _goal(name: str, goal: str, reached: float | None, met: bool) -> dict[str, A
 GOAL_COLUMNS = {"goal": "{}", "asked": "{}", "reached": "{:.1f}", "met": "{}"}
 
 
+CROSSOVER_BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
+CROSSOVER_COLUMNS = {
+    "case": "{}",
+    "B": "{}",
+    "cpu us": "{:.0f}",
+    "gpu us": "{:.0f}",
+    "cpu / gpu": "{:.2f}x",
+}
+CROSSOVER_NOTES = [
+    "wall time of a call from Python, n=10, whose arrays are on the CPU: by a critic there, on all "
+    "cores, and by one on the GPU, to and fro.",
+]
+
+
 # What needs a GPU
+
+
+def crossovers() -> list[dict[str, Any]]:
+    """Where a batch that is on the CPU is better taken to a critic on the GPU."""
+    rows = []
+    for case in (HOPPER, STANDING, WIDEST):
+        critic = case.critic()
+        words: dict[str, Any] = {"steps": 10, "step_size": case.step_size}
+        here = Refiner(critic, backend="cpu", **words)
+        there = Refiner(case.critic().cuda(), **words)
+        for batch in CROSSOVER_BATCHES:
+            arrays = replace(case, batch=batch).inputs()
+
+            def on_cpu(arrays: tuple[Tensor, Tensor] = arrays, refine: Any = here) -> object:
+                return refine(*arrays)
+
+            def on_gpu(arrays: tuple[Tensor, Tensor] = arrays, refine: Any = there) -> object:
+                return refine(*(array.cuda() for array in arrays)).cpu()
+
+            cpu, gpu = _median(called(on_cpu, CALLS)), _median(called(on_gpu, CALLS))
+            found = {"cpu us": cpu * 1e6, "gpu us": gpu * 1e6, "cpu / gpu": cpu / gpu}
+            rows.append({"case": case.name, "B": batch} | found)
+    return rows
 
 
 def measure_limits() -> Limits:

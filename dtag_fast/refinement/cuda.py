@@ -12,7 +12,7 @@ import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,11 @@ from torch.nn import functional as F
 
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
+from dtag_fast.refinement.backends import FastCall
 from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
+from dtag_fast.refinement.plain import plain_call
+from dtag_fast.refinement.weights_version import WeightsVersion
 
 if TYPE_CHECKING:
     from dtag_fast import _cuda
@@ -195,24 +198,16 @@ def run(
         _address("observations", observations, (batch, critic.observation_dim), critic.device),
         _address("actions", actions, (batch, max(starts, 1), critic.action_dim), critic.device),
     )
-    result = torch.empty((batch, action_dim), dtype=torch.float32, device=critic.device)
     floats = torch.empty((3, batch), dtype=torch.float32, device=critic.device)
     indices = torch.empty((4, batch), dtype=torch.int64, device=critic.device)
     dense = execution.algorithm == "dense"
-    on_device = critic.device.type == "cuda"
-    stream = torch.cuda.current_stream(critic.device).cuda_stream if on_device else 0
-    _load().refine(
-        critic.native,
+    result = _launch(
+        critic,
         native_options(options, action_dim),
         dense,
-        batch,
-        starts,
-        *given,
-        result.data_ptr(),
-        floats.data_ptr(),
-        indices.data_ptr(),
-        critic.device.index or 0,
-        stream,
+        (batch, starts),
+        given,
+        (floats.data_ptr(), indices.data_ptr()),
         kernel,
     )
     return result, RefineInfo(
@@ -225,6 +220,63 @@ def run(
         flips=indices[2],
         dense_steps=indices[3],
     )
+
+
+def fast_call(
+    critic: Packed, version: WeightsVersion, options: RefineOptions, execution: Execution
+) -> FastCall:
+    """`Refiner.__call__` for tensors as the kernel takes them."""
+    options.check_action_dim(critic.action_dim)
+    native = native_options(options, critic.action_dim)
+    dense = execution.algorithm == "dense"
+
+    def refine(observations: Tensor, actions: Tensor, starts: int) -> Any:
+        given = observations.data_ptr(), actions.data_ptr()
+        batch = len(actions)
+        if batch and 0 in given:  # tensors that only stand for memory
+            return NotImplemented
+        # RefineInfo's numbers, which no one asked for: [4, B] of int64, then [3, B] of float32.
+        memory = torch.empty(6 * batch, dtype=torch.int64, device=critic.device)
+        indices = memory.data_ptr()
+        floats = indices + 32 * batch
+        return _launch(critic, native, dense, (batch, starts), given, (floats, indices))
+
+    return plain_call(refine, critic.device, critic.observation_dim, critic.action_dim, version)
+
+
+def _launch(
+    critic: Packed,
+    options: _cuda.Options,
+    dense: bool,
+    sizes: tuple[int, int],
+    given: tuple[int, int],
+    info: tuple[int, int],
+    kernel: Kernel = "auto",
+) -> Tensor:
+    """Enqueue the refinement of B rows of N starting points on the current stream: [B, A].
+
+    `given` are the addresses of observations and actions, `info` those of floats [3, B] and indices
+    [4, B]; `_cuda.refine` says what they get.
+    """
+    shape = sizes[0], critic.action_dim
+    result = torch.empty(shape, dtype=torch.float32, device=critic.device)
+    index = critic.device.index or 0
+    # Past torch.cuda.current_stream, which makes an object for it.
+    on_device = critic.device.type == "cuda"
+    stream = torch._C._cuda_getCurrentRawStream(index) if on_device else 0
+    _load().refine(
+        critic.native,
+        options,
+        dense,
+        *sizes,
+        *given,
+        result.data_ptr(),
+        *info,
+        index,
+        stream,
+        kernel,
+    )
+    return result
 
 
 @functools.lru_cache(maxsize=256)

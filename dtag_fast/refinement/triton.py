@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from dtag_fast.refinement.backends import FastCall
 from dtag_fast.refinement.execution import DEFAULT, Execution
 from dtag_fast.refinement.loop import numbers
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
+from dtag_fast.refinement.plain import plain_call
 from dtag_fast.refinement.triton_kernels.launch import (
     compiler_options,
     interpreted,
@@ -128,36 +128,15 @@ def run(
 def fast_call(
     critic: Packed, version: WeightsVersion, options: RefineOptions, execution: Execution
 ) -> FastCall:
-    """`Refiner.__call__` for tensors as the kernels take them: no check but whether they are."""
+    """`Refiner.__call__` for tensors as the kernels take them."""
     walks = _walks(critic, options, execution)
     options.check_action_dim(critic.action_dim)
-    device, sizes = critic.device, (critic.observation_dim, critic.action_dim)
 
-    def is_plain(array: Any, size: int) -> bool:
-        return (
-            type(array) is Tensor
-            and array.dtype is torch.float32
-            and array.device == device
-            and array.shape[-1:] == (size,)
-            and array.is_contiguous()
-            and not array.is_neg()
-        )
-
-    def call(observations: Any, actions: Any) -> Any:
-        if not (is_plain(observations, sizes[0]) and is_plain(actions, sizes[1])):
-            return NotImplemented
+    def refine(observations: Tensor, actions: Tensor, starts: int) -> Tensor:
         points = actions.unsqueeze(1) if actions.ndim == 2 else actions
-        if (
-            observations.ndim != 2
-            or points.ndim != 3
-            or len(points) != len(observations)
-            or points.shape[1] == 0
-            or not version.is_current()
-        ):
-            return NotImplemented
         return _refine(critic, observations, points, options, walks)[0]
 
-    return call
+    return plain_call(refine, critic.device, critic.observation_dim, critic.action_dim, version)
 
 
 def _refine(

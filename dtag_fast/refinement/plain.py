@@ -1,0 +1,50 @@
+"""The fast call of a backend that takes tensors as they come: no check but whether they may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtag_fast.refinement.backends import FastCall
+from dtag_fast.refinement.weights_version import WeightsVersion
+
+
+def plain_call(
+    refine: Callable[[Tensor, Tensor, int], Any],
+    device: torch.device,
+    observation_dim: int,
+    action_dim: int,
+    version: WeightsVersion,
+) -> FastCall:
+    """See `FastBackend.fast_call`: `refine` gets observations [B, S], actions [B, A] or [B, N, A],
+    and N, at least 1; float32, contiguous and on the device. It may give NotImplemented too.
+    """
+
+    def is_plain(array: Any) -> bool:
+        return (
+            type(array) is Tensor
+            and array.dtype is torch.float32
+            and array.device == device
+            and array.is_contiguous()
+            and not array.is_neg()
+        )
+
+    def call(observations: Any, actions: Any) -> Any:
+        if not (is_plain(observations) and is_plain(actions)):
+            return NotImplemented
+        shape = actions.shape
+        if len(shape) not in (2, 3) or shape[-1] != action_dim:
+            return NotImplemented
+        starts = shape[1] if len(shape) == 3 else 1
+        if (
+            starts == 0
+            or observations.shape != (shape[0], observation_dim)
+            or not version.is_current()
+        ):
+            return NotImplemented
+        return refine(observations, actions, starts)
+
+    return call

@@ -101,6 +101,7 @@ BACKENDS: dict[str, BackendEntry] = {
         limits="a `dtag_fast.Critic` on CUDA with one or two hidden layers of ReLU or LeakyReLU; "
         "needs the CUDA extension",
         packs=True,
+        fast=True,
         auto_on=("cuda",),
     ),
     "triton": BackendEntry(

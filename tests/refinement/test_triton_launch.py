@@ -1,11 +1,10 @@
-"""How the triton backend launches: the fast call, and the handles of compiled kernels."""
+"""How the triton backend launches: the handles of compiled kernels."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -29,55 +28,6 @@ def ready(**options: Any) -> tuple[Refiner, torch.Tensor, torch.Tensor]:
     refiner = Refiner(critic, **plain | {"steps": 2, "step_size": 0.5} | options)
     refiner(observations, actions)
     return refiner, observations, actions
-
-
-def test_plain_tensors_take_the_fast_call() -> None:
-    refiner, observations, actions = ready()
-    fast = refiner._fast(observations, actions)
-    assert torch.equal(fast, refiner._call(observations, actions))
-    several = torch.stack([actions, -actions], dim=1)
-    assert torch.equal(refiner._fast(observations, several), refiner._call(observations, several))
-
-
-@pytest.mark.parametrize(
-    "case",
-    ["numpy", "double", "one row", "not contiguous", "negative", "sizes", "rows", "no starts"],
-)
-def test_what_is_out_of_the_ordinary_takes_the_normal_way(case: str) -> None:
-    refiner, observations, actions = ready()
-    given: dict[str, tuple[Any, Any]] = {
-        "numpy": (observations.cpu().numpy(), actions.cpu().numpy()),
-        "double": (observations.double(), actions.double()),
-        "one row": (observations[0], actions[0]),
-        "not contiguous": (observations.T.contiguous().T, actions),
-        "negative": (observations, torch._neg_view(actions)),
-        "sizes": (observations[:, :-1].contiguous(), actions),
-        "rows": (observations[:-1], actions),
-        "no starts": (observations, actions.unsqueeze(1)[:, :0]),
-    }
-    assert refiner._fast(*given[case]) is NotImplemented
-    if case in ("sizes", "rows", "no starts"):
-        with pytest.raises(ValueError, match=r"observations|actions"):
-            refiner(*given[case])
-    else:
-        result = refiner(*given[case])
-        assert type(result) is type(given[case][1])
-        first = np.asarray(result if case == "numpy" else result.cpu()).reshape(-1, 3)[0]
-        plain = refiner(observations, -actions if case == "negative" else actions)
-        np.testing.assert_allclose(first, plain[0].cpu(), atol=1e-5)
-
-
-def test_changed_weights_end_the_fast_call() -> None:
-    refiner, observations, actions = ready()
-    before = refiner(observations, actions)
-    with torch.no_grad():
-        refiner.critic.get_parameter("weights.0").mul_(-1.0)
-    assert refiner._fast(observations, actions) is NotImplemented
-    assert not torch.equal(refiner(observations, actions), before)
-    assert refiner._fast(observations, actions) is not NotImplemented
-
-
-# Handles
 
 
 class Handle:

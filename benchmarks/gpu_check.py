@@ -5,8 +5,7 @@
 Builds the native modules for this device in the tree, runs the tests marked `gpu`, small cases
 under compute-sanitizer where there is one, and times of every GPU backend; writes them to one JSON
 file in benchmarks/results/ and prints the tables last. Needs torch, triton, numpy, pytest, cmake,
-pybind11 and nvcc; without tqdm and safetensors the tests of training and acting are left out. Where
-pytest-xdist is installed several processes take the tests: they compile more than they compute.
+pybind11 and nvcc; without tqdm and safetensors the tests of training and acting are left out.
 Returns 0 if all that ran passed, 1 if not, 2 where there is no GPU.
 """
 
@@ -39,7 +38,6 @@ LINES = 30  # of a failed stage's output that are kept
 BUILD_SECONDS, TEST_SECONDS, TRAINING_SECONDS, SANITIZER_SECONDS = 150.0, 150.0, 75.0, 45.0
 LEAST_SECONDS = 5.0  # with less left, a tool is not begun
 TRAINING_NEEDS = ("tqdm", "safetensors")
-MOST_PROCESSES = 8  # of tests; each has a CUDA context
 TOOLS = ("memcheck", "racecheck", "synccheck")
 
 
@@ -191,8 +189,6 @@ def gpu_tests(*folders: str) -> list[str]:
 def run_tests(end: float) -> list[Stage]:
     """The tests: of refinement, and of training and acting where there is what these import."""
     test = [sys.executable, "-m", "pytest", "-q", "-m", "gpu"]
-    if importlib.util.find_spec("xdist") is not None:
-        test += ["-p", "no:benchmark", "-n", str(min(MOST_PROCESSES, os.cpu_count() or 1))]
     limit = min(TEST_SECONDS, end - time.monotonic())
     stages = [run_stage("tests", [*test, *gpu_tests("refinement")], limit)]
     name = "tests of training and acting"

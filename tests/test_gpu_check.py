@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import time
@@ -170,14 +169,7 @@ def test_tests_of_training_are_left_out_where_they_cannot_be_imported(
     end = time.monotonic() + 100.0
     assert [stage.outcome for stage in gpu_check.run_tests(end)] == ["passed", "passed"]
     assert "tests/training/test_captured.py" in commands[1]
-    find_spec = importlib.util.find_spec
-    assert ("-n" in commands[0]) == (find_spec("xdist") is not None)
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "xdist" else find_spec(name)
-    )
-    gpu_check.run_tests(end)
-    assert "-n" not in commands[2]
     monkeypatch.setattr(gpu_check, "TRAINING_NEEDS", ("tqdm", "no_such_package"))
     _, stage = gpu_check.run_tests(end)
     assert (stage.outcome, stage.detail) == ("skipped", "needs no_such_package")
-    assert len(commands) == 5
+    assert len(commands) == 3

@@ -93,8 +93,9 @@ class Following : public FullNetwork<actions, Precision, Team> {
       places = true;
     } else {
       corrections_ += changes;
-      // Each correction rounds: after so many that building costs little beside them, build.
-      places = corrections_ > critic_.heads * critic_.first_units;
+      // Each correction rounds. After this many a map is built anew, for some twice what they cost: with
+      // four times as many, long walks erred by thrice as much as the reference.
+      places = 4 * corrections_ > critic_.heads * critic_.first_units;
     }
     if (places)
       place(true);

@@ -84,7 +84,7 @@ class ClosedForm:
         norms = weights[4 + 2 * self.depth :]
         to_actions = layers[0][:, :, self.observation_dim :]  # [E, out, A]
         x = actions.expand(to_actions.shape[0], *actions.shape)
-        z = torch.baddbmm(prepared, x, to_actions.transpose(1, 2))
+        z = _add_products(prepared, x, to_actions.transpose(1, 2))
         derivatives: list[Pullback] = []
         for layer in range(self.depth):
             if self.layer_norm:
@@ -93,7 +93,7 @@ class ClosedForm:
             derivatives.append(_derivative(self.activation, self.negative_slope, z))
             weight, bias = layers[2 * layer + 2 : 2 * layer + 4]
             h = self._activate(z)
-            z = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
+            z = _add_products(bias.unsqueeze(1), h, weight.transpose(1, 2))
 
         def pullback(cotangent: Tensor) -> Tensor:
             backwards = list(derivatives)
@@ -103,12 +103,12 @@ class ClosedForm:
                 d = (
                     d * layers[2 * layer]
                     if layer == self.depth
-                    else torch.bmm(d, layers[2 * layer])
+                    else _products(d, layers[2 * layer])
                 )
                 d = backwards.pop()(d)
                 if self.layer_norm:
                     d = backwards.pop()(d)
-            return torch.bmm(d, to_actions).sum(dim=0)
+            return _products(d, to_actions).sum(dim=0)
 
         return z.squeeze(2), pullback
 
@@ -116,6 +116,27 @@ class ClosedForm:
         if self.activation == "leaky_relu":
             return F.leaky_relu(z, self.negative_slope)
         return ACTIVATIONS[self.activation](z)
+
+
+def _products(x: Tensor, matrices: Tensor) -> Tensor:
+    """x [E, R, in] times matrices [E, in, out], [E, R, out]."""
+    if _is_a_row_on_a_gpu(x):
+        return (x.transpose(1, 2) * matrices).sum(dim=1, keepdim=True)
+    return torch.bmm(x, matrices)
+
+
+def _add_products(start: Tensor, x: Tensor, matrices: Tensor) -> Tensor:
+    """The same added to start [E, R or 1, out]."""
+    if _is_a_row_on_a_gpu(x):
+        return start + _products(x, matrices)
+    return torch.baddbmm(start, x, matrices)
+
+
+def _is_a_row_on_a_gpu(x: Tensor) -> bool:
+    """Whether the compiler shall make kernels of products and what is around them: a library's take
+    no longer to multiply one row than to be started.
+    """
+    return x.device.type == "cuda" and isinstance(x.shape[1], int) and x.shape[1] == 1
 
 
 def _weights(critic: Critic) -> list[Tensor]:

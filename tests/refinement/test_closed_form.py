@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dtag_fast import Critic, Normalizer
 from dtag_fast.models.critic import ACTIVATIONS
+from dtag_fast.refinement import closed_form
 from dtag_fast.refinement.closed_form import ClosedForm
 from dtag_fast.refinement.parity import random_batch, random_critic
 
@@ -47,6 +48,25 @@ def test_it_is_autograds(activation: str, layer_norm: bool, hidden: tuple[int, .
     batch = observations.double() * 4, actions.double(), cotangent.double()
     for ours, theirs in zip(*both(critic, *batch), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("hidden", [(), (1,), (33, 20)], ids=str)
+def test_a_row_on_a_gpu(monkeypatch: pytest.MonkeyPatch, hidden: tuple[int, ...]) -> None:
+    rows: list[int] = []
+
+    def is_a_row(x: Tensor) -> bool:
+        rows.append(x.shape[1])
+        return x.shape[1] == 1
+
+    monkeypatch.setattr(closed_form, "_is_a_row_on_a_gpu", is_a_row)
+    for batch in (1, 2):
+        critic = random_critic(hidden=hidden, heads=3)
+        observations, actions = (array.double() for array in random_batch(critic, batch))
+        for ours, theirs in zip(
+            *both(critic, observations, actions, torch.ones(3, batch).double()), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert set(rows) == {1, 2}
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import dtag_fast
 from dtag_fast import Normalizer, Refiner, refine
-from dtag_fast.refinement import graph
+from dtag_fast.refinement import closed_form, graph
 from dtag_fast.refinement.parity import measure_parity, random_batch, random_critic
 from tests.refinement.comparison import (
     assert_equals_reference,
@@ -73,6 +73,14 @@ def test_compiled_it_equals_the_reference() -> None:
         critic.weights[-1].zero_()
     _, info = refine(critic, *random_batch(critic, 32), backend="graph", return_info=True)
     assert not info.best_step.any()
+
+
+@needs_compiler
+def test_compiled_for_a_row_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_form, "_is_a_row_on_a_gpu", lambda x: x.shape[1] == 1)
+    critic = random_critic()
+    parity = measure_parity(critic, *random_batch(critic, 1), backend="graph")
+    assert parity.holds, parity
 
 
 @needs_compiler

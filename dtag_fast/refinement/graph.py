@@ -43,6 +43,12 @@ from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
 MOST_STEPS = 64
 MOST_CAPTURED = 16
+COMPILER_OPTIONS = {
+    "compile_threads": 1,  # in this process: for one small step, starting others would take longest
+    # torch 2.11's own launcher gave the driver "invalid argument" for a step of one row. What is
+    # captured in a CUDA graph does not need it to be quick.
+    "use_static_cuda_launcher": False,
+}
 
 Outputs = TypeVar("Outputs")
 
@@ -330,8 +336,7 @@ def compiled(function: Callable[..., tuple[Tensor, ...]], like: list[Tensor]) ->
     with warnings.catch_warnings():
         # Torch advises to give up float32's digits, which this backend promises.
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores .* not enabled")
-        # In this process: for one small step, starting others would take longest.
-        call: Callable[..., Any] = inductor(operations, inputs, options={"compile_threads": 1})
+        call: Callable[..., Any] = inductor(operations, inputs, options=COMPILER_OPTIONS)
     return call
 
 

@@ -140,14 +140,15 @@ def test_on_a_gpu(batch: int) -> None:
 @pytest.mark.gpu
 @needs_gpu
 @needs_compiler
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # torch's own
 def test_on_a_gpu_nothing_waits_for_it() -> None:
     critic = random_critic().cuda()
     batch = tuple(t.cuda() for t in random_batch(critic.cpu(), 4))
     critic.cuda()
     refiner = Refiner(critic, backend="graph")
     expected = refiner(*batch)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         result = refiner(*batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")

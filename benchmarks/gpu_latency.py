@@ -156,6 +156,7 @@ def goals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row["x eager"]
         for row in rows
         if (row["case"], row["B"], row["n"]) == (STANDING.name, 1, 10)
+        and row["precision"] == "fp32"
         and row.get("x eager") is not None
         and "kernel" not in row
     ]

@@ -9,8 +9,9 @@
 namespace dtag::cuda {
 namespace {
 
-// crowded: at least so many blocks of the most threads are to fit on a multiprocessor, which leaves a
-// thread so many fewer registers; 0: as the compiler likes. Of a cluster 1: left to itself it spills.
+// crowded: at least so many blocks of the most threads are to fit on a multiprocessor; 0: as the compiler
+// likes. Of a cluster 1: left to itself it spills. A crowded block's threads hold more units, and have
+// what can be had again from memory.
 template <int actions, int units, int blocks, int threads, int crowded, typename Precision>
 __global__ void __launch_bounds__(threads, blocks > 1 ? 1 : crowded)
     walk_kernel(const __grid_constant__ Job job) {

@@ -188,10 +188,10 @@ def run(
 ) -> tuple[Tensor, RefineInfo]:
     """Refine observations [B, S] and actions [B, N, A], float32 and contiguous, to [B, A].
 
-    `kernel` says who takes a row: a block of many registers ("row"), a block of few, of which a
-    multiprocessor holds more ("lean"), or a cluster of blocks, which build its map together
-    ("cluster"; RuntimeError where `kernels` has none). "auto" leaves it to the batch's size. The
-    result is the same, bit for bit.
+    `kernel` says who takes a row: a block ("row"), a block of half as many threads, of which a
+    multiprocessor holds twice as many ("lean"), or a cluster of blocks, which build its map
+    together ("cluster"); RuntimeError where `kernels` has none. "auto" leaves it to the batch's
+    size. The result is the same, bit for bit.
     """
     batch, starts, action_dim = actions.shape
     given = (

@@ -104,11 +104,12 @@ def test_parity_of_ten_heads(action_dim: int) -> None:
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
-@pytest.mark.parametrize("heads", [3, 4])
-def test_parity_of_long_walks(optimizer: str, ensemble: str, heads: int) -> None:
+@pytest.mark.parametrize(("heads", "units"), [(3, 130), (4, 40)])
+def test_parity_of_long_walks(optimizer: str, ensemble: str, heads: int, units: int) -> None:
     critic = random_critic(
-        heads=heads, hidden=(40, 30), activation="leaky_relu", negative_slope=0.2, action_dim=4
+        heads=heads, hidden=(units, 30), activation="leaky_relu", negative_slope=0.2, action_dim=4
     )
+    assert ("lean" in kernels(critic)) == (units > 128)
     batch = random_batch(critic, 24, 3)  # so many that the reference's largest error is typical
     for extra in (
         {"select": "last", "max_distance": 0.3},

@@ -25,7 +25,6 @@ import shutil
 import sys
 import sysconfig
 import threading
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -36,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from dtag_fast.refinement.closed_form import ClosedForm, Pullback
+from dtag_fast.refinement.compiling import compiled
 from dtag_fast.refinement.execution import DEFAULT, Execution
 from dtag_fast.refinement.inputs import device_of
 from dtag_fast.refinement.loop import Numbers, Refined, State, Step, numbers, refine
@@ -43,12 +43,6 @@ from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
 MOST_STEPS = 64
 MOST_CAPTURED = 16
-COMPILER_OPTIONS = {
-    "compile_threads": 1,  # in this process: for one small step, starting others would take longest
-    # torch 2.11's own launcher gave the driver "invalid argument" for a step of one row. What is
-    # captured in a CUDA graph does not need it to be quick.
-    "use_static_cuda_launcher": False,
-}
 
 Outputs = TypeVar("Outputs")
 
@@ -321,47 +315,6 @@ def _flat(step: Step, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     state, of_step = rest[: len(State._fields)], rest[len(State._fields) :]
     new, q = step(list(tensors[:count]), prepared, initial, State(*state), Numbers(*of_step))
     return *new, q
-
-
-def compiled(function: Callable[..., tuple[Tensor, ...]], like: list[Tensor]) -> Callable[..., Any]:
-    """The function compiled for tensors such as these.
-
-    Raises:
-        RuntimeError: torch cannot record its operations.
-    """
-    from torch._inductor import compile as inductor
-
-    inputs: list[Any] = [*_apart(like)]
-    operations = recorded(function, like)
-    with warnings.catch_warnings():
-        # Torch advises to give up float32's digits, which this backend promises.
-        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores .* not enabled")
-        call: Callable[..., Any] = inductor(operations, inputs, options=COMPILER_OPTIONS)
-    return call
-
-
-def recorded(
-    function: Callable[..., tuple[Tensor, ...]], like: list[Tensor]
-) -> torch.fx.GraphModule:
-    """The function's operations, autograd's included."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    try:
-        return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*_apart(like))
-    except (ValueError, TypeError):
-        raise  # the critic's own, of what it was given
-    except Exception as error:
-        raise RuntimeError(
-            f"backend 'graph' cannot be used here: torch cannot record the critic's operations: "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        ) from error
-
-
-def _apart(tensors: list[Tensor]) -> list[Tensor]:
-    """Tensors such as these; one that is there twice would be taken for one argument."""
-    return [
-        torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in tensors
-    ]
 
 
 # CUDA graphs

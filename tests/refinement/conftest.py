@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from dtag_fast import build_info
-from dtag_fast.refinement import BACKENDS, cpu, cuda, graph, triton
+from dtag_fast.refinement import BACKENDS, compiling, cpu, cuda, graph, triton
 from dtag_fast.refinement.backends import BackendName
 from dtag_fast.refinement.execution import Algorithm, Execution
 from tests.refinement.emulation import emulated
@@ -136,7 +136,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def recorded(step: Callable[..., Any], like: list[Tensor]) -> Any:
         calls.append(len(like[-8]))
-        return graph.recorded(step, like)
+        return compiling.recorded(step, like)
 
     monkeypatch.setattr(graph, "compiled", recorded)
     monkeypatch.setattr(graph, "_steps", OrderedDict())

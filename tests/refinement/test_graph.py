@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import dtag_fast
 from dtag_fast import Normalizer, Refiner, refine
-from dtag_fast.refinement import closed_form, graph
+from dtag_fast.refinement import closed_form, compiling, graph
 from dtag_fast.refinement.parity import measure_parity, random_batch, random_critic
 from tests.refinement.comparison import (
     assert_equals_reference,
@@ -133,7 +133,7 @@ def test_torchs_advice_to_take_tf32_is_not_passed_on(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch._inductor, "compile", warn)
     rows = [torch.ones(2)]
     with pytest.warns(UserWarning, match="another") as caught:
-        call = graph.compiled(lambda x: (x + 1,), rows)
+        call = compiling.compiled(lambda x: (x + 1,), rows)
     assert len(caught) == 1
     assert torch.equal(call(*rows)[0], torch.full((2,), 2.0))
     with pytest.warns(UserWarning, match="TensorFloat32"):  # elsewhere it is

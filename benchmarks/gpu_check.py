@@ -145,6 +145,8 @@ def run_stage(name: str, command: Sequence[str], limit: float) -> Stage:
             p.decode(errors="replace") if isinstance(p, bytes) else p or "" for p in parts
         )
         code, output = -1, f"{told}\nstopped after {limit:.0f} s"
+    # Where the tree and Python lie is this machine's own.
+    output = output.replace(sys.prefix, "python").replace(str(ROOT), ".")
     tail = "\n".join(output.strip().splitlines()[-(LINES if code else 3) :])
     stage = Stage(name, "failed" if code else "passed", time.perf_counter() - start, tail)
     print(f"   {stage.outcome} in {stage.seconds:.0f} s\n{tail}", flush=True)

@@ -139,6 +139,9 @@ def test_a_stage_keeps_the_end_of_what_it_printed() -> None:
     assert stopped.outcome == "failed"
     assert stopped.detail == "begun\n\nstopped after 2 s"
     assert gpu_check.run_stage("none", ["no-such-program"], 2.0).outcome == "failed"
+    places = f"print({str(gpu_check.ROOT / 'tests')!r}, {sys.prefix!r})"
+    told = gpu_check.run_stage("places", [sys.executable, "-c", places], 60.0)
+    assert told.detail == "./tests python"
 
 
 def test_a_sanitizer_that_is_missing_or_late_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

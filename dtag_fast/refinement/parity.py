@@ -3,9 +3,8 @@
 A backend may lose to rounding what PyTorch's own float32 loses: its error against the reference in
 float64 is held to twice that of the reference in float32. Rows differ in how they amplify rounding:
 a path that passes close to a kink of the critic, or to a tie between candidates, may end elsewhere
-for the smallest of it. So each row is also run in float64 with its observation, its start and every
-Q shaken by one part in a million, and may err by as much as the worst shake moves its result, but
-not more.
+for the smallest of it. So each row is also run in float64 with its start and every Q shaken by one
+part in a million, and may err by as much as the worst shake moves its result, but not more.
 Whatever its path, a row's Q must not fall short.
 """
 
@@ -24,7 +23,7 @@ from dtag_fast.refinement.backends import BackendName
 from dtag_fast.refinement.inputs import check_inputs
 from dtag_fast.refinement.options import RefineOptions
 
-SHAKES = 16
+SHAKES = 8
 SHAKE = 1e-6  # some sixteen units in the last place of a float32 near 1
 KINKED = 100.0  # a row that turns the shake into more than this many is near a kink or tie
 ABSOLUTE = 2e-6  # allowed beside twice the reference's error, in action units
@@ -112,17 +111,25 @@ class Standard:
         observations: [B, S], finite.
         actions: [B, A] or [B, N, A], finite.
         options: of the refinement.
+        shake_observations: too, and twice as often. For observations of hundreds of numbers, whose
+            sum rounds by more than a shake of the start moves it.
     """
 
     def __init__(
-        self, critic: nn.Module, observations: Tensor, actions: Tensor, options: RefineOptions
+        self,
+        critic: nn.Module,
+        observations: Tensor,
+        actions: Tensor,
+        options: RefineOptions,
+        *,
+        shake_observations: bool = False,
     ) -> None:
         inputs = check_inputs(critic, observations, actions)
         self.options = options
         self.critic = copy.deepcopy(critic).double()
         self.rows, points = inputs.observations.double(), inputs.actions.double()
         self.exact, self.exact_info = reference.run(self.critic, self.rows, points, options)
-        shaken = _shaken(self.critic, self.rows, points, options)
+        shaken = _shaken(self.critic, self.rows, points, options, shake_observations)
         self.shift = (shaken - self.exact).abs().amax(dim=(0, 2))
         self.plain, _ = reference.run(critic, inputs.observations, inputs.actions, options)
 
@@ -170,17 +177,25 @@ class _ShakenCritic(nn.Module):
         return q + SHAKE * noise * (1 + q.detach().abs())
 
 
-def _shaken(critic: nn.Module, rows: Tensor, points: Tensor, options: RefineOptions) -> Tensor:
-    """Results [SHAKES, B, A] with observations, starts and Q shaken."""
+def _shaken(
+    critic: nn.Module,
+    rows: Tensor,
+    points: Tensor,
+    options: RefineOptions,
+    shake_observations: bool,
+) -> Tensor:
+    """Results [shakes, B, A] with starts and Q shaken, and observations if so."""
+    shakes = 2 * SHAKES if shake_observations else SHAKES
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (SHAKES, *points.shape), generator=generator) * 2 - 1
+    signs = torch.randint(0, 2, (shakes, *points.shape), generator=generator) * 2 - 1
     starts = (points + SHAKE * signs.to(points.device)).flatten(0, 1)
-    # In its own proportion: what rounds is the sum over it, the longer the more.
-    signs = torch.randint(0, 2, (SHAKES, *rows.shape), generator=generator) * 2 - 1
-    shaken_rows = (rows * (1 + SHAKE * signs.to(rows.device))).flatten(0, 1)
+    shaken_rows = rows.repeat(shakes, 1)
+    if shake_observations:
+        signs = torch.randint(0, 2, shaken_rows.shape, generator=generator) * 2 - 1
+        shaken_rows *= 1 + SHAKE * signs.to(rows.device)
     shaken_critic = _ShakenCritic(critic, generator)
     result, _ = reference.run(shaken_critic, shaken_rows, starts, options)
-    return result.reshape(SHAKES, len(rows), result.shape[1])
+    return result.reshape(shakes, len(rows), result.shape[1])
 
 
 def _largest(values: Tensor) -> float:

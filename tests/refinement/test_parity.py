@@ -197,6 +197,11 @@ def test_what_an_observation_rounds_may_turn_a_path() -> None:
         critic.weights[1][0, 0, 0] = 1e3
         z = critic.weights[0][0, 0].double() @ torch.cat([observations, actions], 1)[1].double()
         critic.biases[0][0, 0] = 5e-7 - z
-    standard = Standard(critic, observations, actions, Refiner(critic, step_size=0.1).options)
-    assert standard.shift[1] > 0.05
-    assert standard.shift[[0, 2]].max() < 0.01
+    options = Refiner(critic, step_size=0.1).options
+    shifts = [
+        Standard(critic, observations, actions, options, shake_observations=too).shift
+        for too in (False, True)
+    ]
+    assert shifts[0].max() < 0.01
+    assert shifts[1][1] > 0.05
+    assert shifts[1][[0, 2]].max() < 0.01

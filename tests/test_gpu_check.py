@@ -107,13 +107,19 @@ def test_every_goal_has_its_case() -> None:
 def test_the_file_and_the_table(tmp_path: Path) -> None:
     stages = [Stage("build", "passed", 30.0), Stage("sanitizer memcheck", "skipped", 0.0, "none")]
     goals = gpu_latency.goals(ROWS)
-    path = gpu_check.write(tmp_path / "new", DEVICE, stages, None, ROWS, goals, ["a note"])
+    crossing = [{"case": STANDING.name, "B": 1, "cpu us": 20.0, "gpu us": 100.0, "cpu / gpu": 0.2}]
+    path = gpu_check.write(
+        tmp_path / "new", DEVICE, stages, None, ROWS, goals, ["a note"], crossing
+    )
     assert path.name == "2026-01-02-nvidia-h200-gpu.json"
     document = json.loads(path.read_text())
     assert document["machine"]["name"] == "NVIDIA H200"
     assert document["stages"][1]["detail"] == "none"
     assert document["rows"] == ROWS
     assert document["goals"] == goals
+    assert document["crossovers"] == crossing
+    (_, line) = Table("crossovers", gpu_latency.CROSSOVER_COLUMNS, crossing).lines()
+    assert line.split() == [STANDING.name, "1", "20", "100", "0.20x"]
     lines = Table("latency", gpu_latency.COLUMNS, ROWS).lines()
     assert len(lines) == 1 + len(ROWS)
     assert lines[3].split()[:4] == [STANDING.name, "1", "10", "cuda"]

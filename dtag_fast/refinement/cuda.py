@@ -23,7 +23,7 @@ from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.refinement.backends import FastCall
 from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
-from dtag_fast.refinement.plain import plain_call
+from dtag_fast.refinement.plain_call import plain_call
 from dtag_fast.refinement.weights_version import WeightsVersion
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from dtag_fast.refinement.backends import FastCall
 from dtag_fast.refinement.execution import DEFAULT, Execution
 from dtag_fast.refinement.loop import numbers
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
-from dtag_fast.refinement.plain import plain_call
+from dtag_fast.refinement.plain_call import plain_call
 from dtag_fast.refinement.triton_kernels.launch import (
     compiler_options,
     interpreted,

@@ -58,7 +58,7 @@ NOTES = [
     "if that is more; one row cannot use more than one multiprocessor.",
     "x eager: against plain autograd on the same GPU, wall time against wall time of the graph.",
     "error: largest in an action against float64, rows near a kink or tie apart. Parity held for "
-    "every row with a time; with 348 observations, whose sum rounds most, the standard shakes them.",
+    "every row with a time; 348 observations, whose sum rounds most, are shaken for it too.",
 ]
 
 

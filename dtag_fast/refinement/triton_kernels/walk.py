@@ -54,16 +54,13 @@ def spread(x: tl.tensor, H: tl.constexpr) -> tl.tensor:
 def outer(
     units: tl.tensor,  # [U, E], each 2 k + sign
     factors: tl.tensor,  # [U, E]
-    first_unit: tl.tensor,  # [E]
-    by_unit: tl.tensor,
-    shares: tl.tensor,
-    forward: tl.tensor,
-    action_dim: tl.tensor,
+    critic: tl.tuple,  # first_unit [E], by_unit, shares, forward, action_dim
     A: tl.constexpr,
     STRIDE: tl.constexpr,
     H: tl.constexpr,
 ) -> tl.tensor:
     """[A', E H]: the sum over U units k of each head of factor T_1[:, k] W_2[:, k]^T."""
+    first_unit, by_unit, shares, forward, action_dim = critic
     U: tl.constexpr = units.shape[0]
     HEADS: tl.constexpr = units.shape[1]
     at = first_unit[None, :] + (units >> 1)
@@ -136,6 +133,7 @@ def walk(
     scratch += tl.program_id(0).to(tl.int64) * (2 * heads * H + observation_dim)
     shares = scratch + heads * H
     features = shares + heads * H
+    critic = (first_unit, by_unit, shares, forward, action_dim)
     in_action = axis[None, :] < action_dim
     low = tl.load(numbers + axis[None, :], mask=in_action, other=0.0)
     high = tl.load(numbers + action_dim + axis[None, :], mask=in_action, other=0.0)
@@ -232,11 +230,7 @@ def walk(
                         top += outer(
                             units,
                             factors,
-                            first_unit,
-                            by_unit,
-                            shares,
-                            forward,
-                            action_dim,
+                            critic,
                             A,
                             STRIDE,
                             H,
@@ -255,11 +249,7 @@ def walk(
                         top += outer(
                             tl.where(found, units, 0),
                             tl.where(found, factors, 0.0),
-                            first_unit,
-                            by_unit,
-                            shares,
-                            forward,
-                            action_dim,
+                            critic,
                             A,
                             STRIDE,
                             H,

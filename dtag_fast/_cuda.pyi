@@ -46,14 +46,17 @@ def layout(
     how many of its units lie in a group; ValueError where there is no kernel.
     """
 
-def why_not(device: int) -> str | None:
-    """Why the CUDA device of that index cannot run the kernels, or None."""
+def why_not(device: int, precision: str = "fp32") -> str | None:
+    """Why the CUDA device of that index cannot run the kernels in the precision, or None."""
 
 def prepare(critic: PackedCritic, device: int) -> None:
     """Load the critic's kernels onto the device; RuntimeError with CUDA's words."""
 
 def why_none(kernel: str, critic: PackedCritic, device: int) -> str | None:
     """Why no kernel of that name can take the critic on the CUDA device of that index, or None."""
+
+def floats_for_maps(critic: PackedCritic, dense: bool, rows: int) -> int:
+    """How many floats of memory `refine` takes beside the results for so many rows; mostly 0."""
 
 def refine(
     critic: PackedCritic,
@@ -66,6 +69,7 @@ def refine(
     result: int,
     floats: int,
     indices: int,
+    maps: int,
     device: int,
     stream: int,
     kernel: str = "auto",
@@ -73,7 +77,7 @@ def refine(
     """Enqueue the refinement of actions [rows, starts, A] to result [rows, A] on the stream.
 
     floats [3, rows] gets q, q_initial and distance; indices [4, rows] best_step, start, flips and
-    dense_steps. `dense` is to walk no regions; `kernel` is a word of refinement/cuda.py's Kernel.
+    dense_steps. maps has floats_for_maps(...). `dense` is to walk no regions; `kernel` is a word of refinement/cuda.py's Kernel.
     RuntimeError with CUDA's words, or the reason, where it fails.
     """
 

@@ -78,6 +78,11 @@ PackedCritic pack(int observation_dim, int action_dim, int heads, const std::vec
     critic.transposed = pointer<void>(addresses, "transposed");
     critic.second_bias = pointer<float>(addresses, "second_bias");
   }
+  if (critic.precision == Precision::tf32x3 && critic.hidden_layers == 2) {
+    critic.halves = pointer<void>(addresses, "halves");
+    critic.terms = pointer<void>(addresses, "terms");
+    critic.unscale = pointer<float>(addresses, "unscale");
+  }
   critic.output = pointer<float>(addresses, "output");
   critic.output_bias = pointer<float>(addresses, "output_bias");
   critic.finite = pointer<int32_t>(addresses, "finite");
@@ -121,9 +126,17 @@ Kind kind_of(const std::string& name) {
   return word("kernel", name, kinds);
 }
 
+// Floats of the memory that refine() takes for maps; 0 for most.
+int64_t floats_for_maps(const PackedCritic& critic, bool dense, int64_t rows) {
+  Job job(critic);
+  job.dense = dense;
+  job.rows = rows;
+  return rows_with_maps(job) * floats_of_maps(critic);
+}
+
 void refine(const PackedCritic& critic, const Settings& settings, bool dense, int64_t rows,
             int64_t starts, uintptr_t observations, uintptr_t actions, uintptr_t result,
-            uintptr_t floats, uintptr_t indices, int device, uintptr_t stream,
+            uintptr_t floats, uintptr_t indices, uintptr_t maps, int device, uintptr_t stream,
             const std::string& kernel) {
   const Kind kind = kind_of(kernel);
   Job job(critic);
@@ -133,6 +146,7 @@ void refine(const PackedCritic& critic, const Settings& settings, bool dense, in
   job.starts = starts;
   job.observations = reinterpret_cast<const float*>(observations);
   job.actions = reinterpret_cast<const float*>(actions);
+  job.maps = reinterpret_cast<float*>(maps);
   auto* const f = reinterpret_cast<float*>(floats);
   auto* const i = reinterpret_cast<int64_t*>(indices);
   job.result = {reinterpret_cast<float*>(result),
@@ -175,7 +189,12 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
         return py::make_tuple(layout.actions, layout.width, group_units);
       },
       py::arg("action_dim"), py::arg("heads"), py::arg("hidden"), py::arg("precision") = "fp32");
-  module.def("why_not", [](int device) { return or_none(why_not(device)); }, py::arg("device"));
+  module.def(
+      "why_not",
+      [](int device, const std::string& precision) {
+        return or_none(why_not(device, precision_of(precision)));
+      },
+      py::arg("device"), py::arg("precision") = "fp32");
   module.def(
       "prepare",
       [](const PackedCritic& critic, int device) {
@@ -188,9 +207,10 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
         return or_none(why_none(kind_of(kernel), critic, device));
       },
       py::arg("kernel"), py::arg("critic"), py::arg("device"));
+  module.def("floats_for_maps", &floats_for_maps, py::arg("critic"), py::arg("dense"), py::arg("rows"));
   module.def("refine", &refine, py::arg("critic"), py::arg("options"), py::arg("dense"),
              py::arg("rows"), py::arg("starts"), py::arg("observations"), py::arg("actions"),
-             py::arg("result"), py::arg("floats"), py::arg("indices"), py::arg("device"),
-             py::arg("stream"), py::arg("kernel") = "auto");
+             py::arg("result"), py::arg("floats"), py::arg("indices"), py::arg("maps"),
+             py::arg("device"), py::arg("stream"), py::arg("kernel") = "auto");
   module.attr("architectures") = DTAG_CUDA_ARCHITECTURES_NAMES;
 }

@@ -66,30 +66,6 @@ __device__ __forceinline__ int index_of_sum() {
   return lane_index() < apart && index < count ? index : -1;
 }
 
-// A warp that multiplies tiles; see tiles.h.
-template <typename State>
-struct DeviceWarp {
-  State lane;
-
-  template <typename F>
-  __device__ __forceinline__ void each(F f) {
-    f(lane, threadIdx.x % warp_size);
-  }
-
-  // d += a * b
-  template <typename A, typename B>
-  __device__ __forceinline__ void multiply(A a_of, B b_of) {
-    const float(&a)[4] = a_of(lane);
-    const float(&b)[2] = b_of(lane);
-    float(&d)[4] = lane.d;
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
-          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
-  }
-};
-
 // A row's threads.
 template <int actions, int units_of_thread, bool has_room>
 class DeviceTeam {
@@ -150,12 +126,6 @@ class DeviceTeam {
       put(sums + sum_, sum);
       if (lane_index() == 0) put(sums + sum_ + actions, last);
     }
-  }
-
-  template <typename State, typename F>
-  __device__ __forceinline__ void warps(F f) const {
-    DeviceWarp<State> warp;
-    f(warp, seat_.head, seat_.thread / warp_size * warp_size * units);
   }
 
   template <typename F>

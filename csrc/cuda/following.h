@@ -28,6 +28,7 @@ class Following : public FullNetwork<actions, Precision, Team> {
   using Base::probe;
   using Base::row_;
   using Base::sums_;
+  using Base::take_signs;
   using Base::team_;
 
   // Place the regions around the action: all but the map. What that costs, and so how patient to be,
@@ -65,7 +66,11 @@ class Following : public FullNetwork<actions, Precision, Team> {
     } else if (walks_) {
       if (!built_) {
         place(false);
-        if (deep_) bring_map(true);
+        if (given_)
+          take_signs();
+        else if (deep_)
+          bring_map(true);
+        given_ = false;
       }
       stands_ = true;
     }
@@ -113,6 +118,7 @@ class Following : public FullNetwork<actions, Precision, Team> {
   bool walks_ = false;  // or the full network takes every step
   bool full_ = false;   // the full network takes this step
   bool built_ = false;  // the first map was built by a cluster
+  bool given_ = false;  // it was built before the kernel, and is there
   bool stands_ = false;  // there are regions, with their map
   int corrections_ = 0;  // since the regions were placed
   float build_cost_ = -1.0f;  // negative: there are no regions

@@ -26,12 +26,10 @@ constexpr int most_actions = 32;   // one lane of a warp holds one dimension of 
 constexpr int most_threads = 256;  // of a row, in a block
 constexpr int most_threads_wide = 768;      // where registers no longer hold all; a kernel of its own
 
-// fp32; bf16: weight and transposed hold bfloat16; tf32x3: maps are built by tensor cores, tiles.h.
+// fp32; bf16: weight and transposed hold bfloat16; tf32x3: first maps are built by tensor cores, maps.h.
 enum class Precision { fp32, bf16, tf32x3 };
 
-DTAG_BOTH constexpr int most_threads_of(Precision precision) {
-  return precision == Precision::tf32x3 ? most_threads : most_threads_wide;
-}
+constexpr int most_map_width = 512;  // P, with tf32x3
 
 // The shapes there are kernels for. `actions` is the number of action dimensions that a kernel has
 // registers for; unused ones are zeros. A thread holds four hidden units, or two where more dimensions
@@ -55,37 +53,27 @@ struct Layout {
 inline const char* lay_out(int action_dim, int heads, int widest, Precision precision,
                            Layout* layout) {
   if (action_dim > most_actions) return "it takes up to 32 action dimensions";
+  if (precision == Precision::tf32x3 && widest > most_map_width)
+    return "with precision tf32x3 hidden layers may have 512 units";
   for (const int actions : kernel_actions) {
     if (actions < action_dim) continue;
     const int units = units_per_thread(actions);
     const int threads = (widest + units * warp_size - 1) / (units * warp_size) * warp_size;
-    if (static_cast<int64_t>(heads) * threads > most_threads_of(precision)) break;
+    if (static_cast<int64_t>(heads) * threads > most_threads_wide) break;
     *layout = {actions, threads * units};
     return nullptr;
   }
-  if (precision == Precision::tf32x3)
-    return action_dim <= 8
-               ? "with precision tf32x3 heads times hidden units, padded to multiples of 128, may "
-                 "be 1024"
-               : "with precision tf32x3 and more than 8 action dimensions heads times hidden units, "
-                 "padded to multiples of 64, may be 512";
   return action_dim <= 8 ? "heads times hidden units, padded to multiples of 128, may be 3072"
                          : "with more than 8 action dimensions heads times hidden units, padded to "
                            "multiples of 64, may be 1536";
 }
 
-// Of kernels: what weight and transposed hold, and how maps are built.
+// Of kernels: what weight and transposed hold.
 struct Fp32 {
   using Weight = float;
-  static constexpr bool tiles = false;
 };
 struct Bf16 {
   using Weight = uint16_t;
-  static constexpr bool tiles = false;
-};
-struct Tf32x3 {
-  using Weight = float;
-  static constexpr bool tiles = true;
 };
 
 struct PackedCritic {
@@ -105,6 +93,12 @@ struct PackedCritic {
   const float* first_bias = nullptr;           // [E, P]
   const void* weight = nullptr;                // [E, H_2, P], W_2; null with one layer
   const void* transposed = nullptr;            // [E, P, P], W_2^T; null with one layer
+  // Of tf32x3 with two layers (maps.h), half floats scaled by powers of two, the large parts of numbers and
+  // the small ones. A slot is eight of the columns 1 + A; what sums of column i are to be multiplied by is
+  // unscale[e, i].
+  const void* halves = nullptr;                // [E, 2, P, P], W_2
+  const void* terms = nullptr;                 // [E, P / 16, slots, 8, 4, 2, 2, 2], W_1a by column, k-step, quad, part, half, pair
+  const float* unscale = nullptr;              // [E, slots * 8]
   const float* second_bias = nullptr;          // [E, P]; null with one layer
   const float* output = nullptr;               // [E, P]
   const float* output_bias = nullptr;          // [E]
@@ -120,6 +114,11 @@ DTAG_BOTH int observation_rows(const PackedCritic& critic) {
 DTAG_BOTH int threads_of(const PackedCritic& critic, int units) {
   return critic.heads * critic.layout.width / units;
 }
+// Floats of the maps of all heads at a row's action: [E, P / 64, 1 + actions, 64].
+DTAG_BOTH int64_t floats_of_maps(const PackedCritic& critic) {
+  return static_cast<int64_t>(1 + critic.layout.actions) * critic.heads * critic.layout.width;
+}
+
 inline bool is_wide(const PackedCritic& critic) {
   return threads_of(critic, units_per_thread(critic.layout.actions)) > most_threads;
 }
@@ -200,7 +199,22 @@ struct Job {
   int64_t starts = 1;
   const float* observations = nullptr;  // [B, S], raw
   const float* actions = nullptr;       // [B, N, A]
+  float* maps = nullptr;                // [B, E, P / 64, 1 + actions, 64], the first ones; null: not built before
   Result result;                        // as for every other kernel
 };
+
+// Of the job up to `most` rows, from `first` on.
+inline Job part_of(const Job& job, int64_t first, int64_t most) {
+  Job part = job;
+  const int64_t actions = job.critic.action_dim, rows = job.rows - first;
+  part.rows = rows < most ? rows : most;
+  part.observations += first * job.critic.observation_dim;
+  part.actions += first * job.starts * actions;
+  const Result& all = job.result;
+  part.result = {all.actions + first * actions, all.q + first,        all.q_initial + first,
+                 all.best_step + first,         all.start + first,    all.distance + first,
+                 all.flips + first,             all.dense_steps + first};
+  return part;
+}
 
 }  // namespace dtag::cuda

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "maps_kernel.h"
 #include "walk_kernel.h"
 
 namespace dtag::cuda {
@@ -23,7 +24,7 @@ const KernelsOf::Kinds* kernels_for(const PackedCritic& critic) {
                                       kernels_of<8>(),  kernels_of<12>(), kernels_of<17>(),
                                       kernels_of<24>(), kernels_of<32>()};
   for (const KernelsOf& of : kernels)
-    if (of.actions == critic.layout.actions) return &of.kinds[static_cast<int>(critic.precision)];
+    if (of.actions == critic.layout.actions) return &of.kinds[critic.precision == Precision::bf16 ? 1 : 0];
   return nullptr;
 }
 
@@ -37,7 +38,7 @@ const Kernel& kernel_of(const PackedCritic& critic, const KernelsOf::Kinds& kind
 struct Plan {
   Kernel kernel;
   cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute cluster = {};
+  cudaLaunchAttribute attribute = {};  // at most one
 
   Plan(const PackedCritic& critic, const Kernel& kernel) : kernel(kernel) {
     const SharedLayout shared(critic, kernel.units, kernel.has_map);
@@ -46,14 +47,21 @@ struct Plan {
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = sizeof(float) * static_cast<size_t>(shared.floats);
     if (kernel.blocks == 1) return;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<unsigned>(kernel.blocks);
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(kernel.blocks);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.numAttrs = 1;
+  }
+
+  // To begin before the kernel that was launched before it has ended.
+  void begin_early() {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
     config.numAttrs = 1;
   }
 
   const cudaLaunchConfig_t* with_attributes() {
-    config.attrs = &cluster;
+    config.attrs = &attribute;
     return &config;
   }
 };
@@ -106,14 +114,51 @@ cudaError_t occupancy_of(Plan& plan, int device, Occupancy* found) {
   return cudaSuccess;
 }
 
+// The walk of a job, whose maps another kernel builds or not.
+cudaError_t launch_walk(const Job& job, Kind kind, int device, cudaStream_t stream) {
+  const PackedCritic& critic = job.critic;
+  const KernelsOf::Kinds& kinds = *kernels_for(critic);
+  cudaError_t error = cudaSuccess;
+  Occupancy occupancy{};
+  const auto planned = [&](Kind kind) {
+    Plan plan(critic, kernel_of(critic, kinds, kind));
+    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
+    return plan;
+  };
+  Plan plan = planned(kind == Kind::automatic ? Kind::row : kind);
+  if (kind == Kind::automatic) {
+    const bool builds = critic.hidden_layers == 2 && !job.dense;
+    const bool few = builds && why_none(Kind::cluster, critic) == nullptr &&
+                     job.rows * kinds.cluster.blocks * 100 <=
+                         static_cast<int64_t>(most_in_clusters) * occupancy.multiprocessors;
+    // Rows beyond those that the device holds at a time would wait; more of the lean kernel's fit. On an
+    // H200 it was the quicker from the first such row on, with 3, 6 and 17 action dimensions.
+    const bool many = job.rows > occupancy.teams && why_none(Kind::lean, critic) == nullptr;
+    if (few) plan = planned(Kind::cluster);
+    if (many) plan = planned(Kind::lean);
+    if ((few || many) && occupancy.teams == 0) plan = planned(Kind::row);
+  }
+  if (error != cudaSuccess) return error;
+  const Kernel& kernel = plan.kernel;
+  plan.config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(job.rows, occupancy.teams)) *
+                          static_cast<unsigned>(kernel.blocks);
+  plan.config.stream = stream;
+  if (job.maps != nullptr) plan.begin_early();
+  Job copy = job;
+  copy.shared = SharedLayout(critic, kernel.units, kernel.has_map);
+  void* arguments[] = {&copy};
+  return cudaLaunchKernelExC(plan.with_attributes(), kernel.function, arguments);
+}
+
 }  // namespace
 
-const char* why_not(int device) {
+const char* why_not(int device, Precision precision) {
   int major = 0;
   const cudaError_t error =
       cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   if (major < 8) return "it needs compute capability 8.0 or above";
+  if (precision == Precision::tf32x3) return why_no_maps(device);
   cudaFuncAttributes attributes;
   PackedCritic critic;
   critic.layout.actions = kernel_actions[0];
@@ -126,6 +171,7 @@ const char* prepare(const PackedCritic& critic, int device) {
   const KernelsOf::Kinds* const kinds = kernels_for(critic);
   if (kinds == nullptr) return "no kernel for so many action dimensions";
   cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess && critic.precision == Precision::tf32x3) error = prepare_maps(device);
   Occupancy occupancy{};
   for (const Kind kind : {Kind::cluster, Kind::lean, Kind::row}) {
     if (why_none(kind, critic) != nullptr) continue;
@@ -153,38 +199,19 @@ const char* why_none(Kind kind, const PackedCritic& critic, int device) {
 
 const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   if (job.rows == 0) return nullptr;
-  const PackedCritic& critic = job.critic;
-  const KernelsOf::Kinds& kinds = *kernels_for(critic);
-  if (const char* const reason = why_none(kind, critic, device)) return reason;
+  if (const char* const reason = why_none(kind, job.critic, device)) return reason;
   cudaError_t error = cudaSetDevice(device);
-  Occupancy occupancy{};
-  const auto planned = [&](Kind kind) {
-    Plan plan(critic, kernel_of(critic, kinds, kind));
-    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
-    return plan;
-  };
-  Plan plan = planned(kind == Kind::automatic ? Kind::row : kind);
-  if (kind == Kind::automatic) {
-    const bool builds = critic.hidden_layers == 2 && !job.dense;
-    const bool few = builds && why_none(Kind::cluster, critic) == nullptr &&
-                     job.rows * kinds.cluster.blocks * 100 <=
-                         static_cast<int64_t>(most_in_clusters) * occupancy.multiprocessors;
-    // Rows beyond those that the device holds at a time would wait; more of the lean kernel's fit. On an
-    // H200 it was the quicker from the first such row on, with 3, 6 and 17 action dimensions.
-    const bool many = job.rows > occupancy.teams && why_none(Kind::lean, critic) == nullptr;
-    if (few) plan = planned(Kind::cluster);
-    if (many) plan = planned(Kind::lean);
-    if ((few || many) && occupancy.teams == 0) plan = planned(Kind::row);
+  const auto on = reinterpret_cast<cudaStream_t>(stream);
+  const int64_t with_maps = rows_with_maps(job);
+  if (with_maps == 0) {
+    if (error == cudaSuccess) error = launch_walk(job, kind, device, on);
+  } else {
+    for (int64_t first = 0; first < job.rows; first += with_maps) {
+      const Job part = part_of(job, first, with_maps);
+      if (error == cudaSuccess) error = launch_maps(part, device, on);
+      if (error == cudaSuccess) error = launch_walk(part, kind, device, on);
+    }
   }
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  const Kernel& kernel = plan.kernel;
-  plan.config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(job.rows, occupancy.teams)) *
-                          static_cast<unsigned>(kernel.blocks);
-  plan.config.stream = reinterpret_cast<cudaStream_t>(stream);
-  Job copy = job;
-  copy.shared = SharedLayout(critic, kernel.units, kernel.has_map);
-  void* arguments[] = {&copy};
-  error = cudaLaunchKernelExC(plan.with_attributes(), kernel.function, arguments);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -1,6 +1,7 @@
 // Starts the kernel; nothing here needs CUDA's headers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "job.h"
@@ -15,7 +16,8 @@ enum class Kind { automatic, row, lean, cluster };
 // Null, or why there is no kernel of that kind for the critic, whatever the device.
 inline const char* why_none(Kind kind, const PackedCritic& critic) {
   if (kind == Kind::automatic || kind == Kind::row) return nullptr;
-  if (critic.precision == Precision::tf32x3) return "with precision tf32x3 there is only kernel row";
+  if (kind == Kind::cluster && critic.precision == Precision::tf32x3)
+    return "with precision tf32x3 maps are built before the kernel, and not by a cluster";
   if (is_wide(critic)) return "heads times hidden units are too many for any kernel but row";
   const int units_of_warp = warp_size * units_of_lean(critic.layout.actions);
   if (kind == Kind::lean && critic.layout.width % units_of_warp != 0)
@@ -23,8 +25,15 @@ inline const char* why_none(Kind kind, const PackedCritic& critic) {
   return nullptr;
 }
 
-// Null, or why the device cannot run the kernels.
-const char* why_not(int device);
+// Null, or why the device cannot run the kernels in the precision.
+const char* why_not(int device, Precision precision = Precision::fp32);
+
+// Of first maps that are built before the walk so many floats at a time, and so much of the batch.
+constexpr int64_t most_floats_of_maps = int64_t{1} << 24;
+inline int64_t rows_with_maps(const Job& job) {
+  if (job.critic.precision != Precision::tf32x3 || job.critic.hidden_layers != 2 || job.dense) return 0;
+  return std::min(job.rows, std::max<int64_t>(1, most_floats_of_maps / floats_of_maps(job.critic)));
+}
 
 // Load the kernels for the shape onto the device, so that a later launch loads nothing: it may then
 // be captured in a CUDA graph. Null, or CUDA's error.
@@ -33,8 +42,9 @@ const char* prepare(const PackedCritic& critic, int device);
 // Null, or why there is no kernel of that kind for the critic, on the device or at all.
 const char* why_none(Kind kind, const PackedCritic& critic, int device);
 
-// Enqueue the job on the stream, a cudaStream_t; nothing is allocated and nothing waited for. Null,
-// or CUDA's error, or why there is no kernel of that kind. A job of no rows does nothing.
+// Enqueue the job on the stream, a cudaStream_t; nothing is allocated and nothing waited for. job.maps has
+// room for rows_with_maps(). Null, or CUDA's error, or why there is no kernel of that kind. A job of no rows
+// does nothing.
 const char* launch(const Job& job, Kind kind, int device, uintptr_t stream);
 
 }  // namespace dtag::cuda

@@ -7,7 +7,6 @@
 #include "region.h"
 #include "step.h"
 #include "team.h"
-#include "tiles.h"
 
 namespace dtag::cuda {
 
@@ -54,15 +53,7 @@ class Listed : public Region<actions, Precision, Team> {
   }
 
   // From there to the threads of the units.
-  DTAG_BOTH void take_map() {
-    team_.each([&](Unit& thread, const Seat& here) {
-      const float* const from =
-          team_.shared() + at_.map + this->by_groups(anew(here), 1 + actions);
-      DTAG_UNROLLED
-      for (int i = 0; i <= actions; ++i)
-        load_shared(from + i * group_units, thread.map[i], far_units * (1 + actions));
-    });
-  }
+  DTAG_BOTH void take_map() { take_map(team_.shared() + at_.map); }
 
  protected:
   using Base::at_;
@@ -75,6 +66,16 @@ class Listed : public Region<actions, Precision, Team> {
   using Base::width;
 
   static constexpr int most = SharedLayout::listed_together;
+
+  // One of [E, P / 64, 1 + actions, 64].
+  DTAG_BOTH void take_map(const float* map) {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const float* const from = map + this->by_groups(anew(here), 1 + actions);
+      DTAG_UNROLLED
+      for (int i = 0; i <= actions; ++i)
+        load_shared(from + i * group_units, thread.map[i], far_units * (1 + actions));
+    });
+  }
 
   DTAG_BOTH int* list_of(int e) const {
     return reinterpret_cast<int*>(team_.shared()) + at_.listed +
@@ -163,6 +164,11 @@ class Listed : public Region<actions, Precision, Team> {
     });
   }
 
+  // The signs are the region's from then on.
+  DTAG_BOTH void take_signs() {
+    team_.each([](Unit& thread, const Seat&) { thread.signs = signs_of(thread); });
+  }
+
   // c and M before any row is added.
   DTAG_BOTH void begin_map() {
     team_.each([&](Unit& thread, const Seat& here) {
@@ -177,42 +183,13 @@ class Listed : public Region<actions, Precision, Team> {
 
   // Bring c and M to the signs of the region, by what is marked.
   DTAG_BOTH void bring_map(bool from_nothing) {
-    if (from_nothing && !Precision::tiles) begin_map();
+    if (from_nothing) begin_map();
     for (int first = 0; first < width(); first += at_.capacity) {
       if (first > 0) team_.sync();
       list(from_nothing, first);
       team_.sync();
-      if constexpr (Precision::tiles)
-        if (from_nothing) {
-          build_by_tiles();
-          continue;
-        }
       add_listed(first);
     }
-  }
-
-  // Build the map by tensor cores. They take all that is marked at once: where there are kernels for
-  // them the list has room for it.
-  DTAG_BOTH void build_by_tiles() {
-    multiply_by_tiles<1 + actions>(
-        team_, [&](int e) { return this->count_marked(e, at_.warps_per_head); },
-        [&](int e, int n) {
-          return beyond(static_cast<const float*>(critic_.transposed) + e * width() * width(),
-                        list_of(e)[n]);
-        },
-        [&](int e, int n, int column) { return terms_of(e)[n * stride + column]; },
-        [&](int e, int unit, int column, float sum) {
-          const int group = e * (width() / group_units) + unit / group_units;
-          const int to = (group * (1 + actions) + column) * group_units + unit % group_units;
-          team_.shared()[at_.map + to] = sum;
-        });
-    team_.sync();
-    take_map();
-    team_.each([&](Unit& thread, const Seat& here) {
-      float bias[units];
-      load(critic_.second_bias + anew(here).first, bias);
-      for (int u = 0; u < units; ++u) thread.map[0][u] += bias[u];
-    });
   }
 
   // Add the listed rows to the maps of the threads' units.

@@ -56,6 +56,14 @@ DTAG_BOTH void load_four(const Number* from, Number* into) {
   for (int i = 0; i < 4; ++i) into[i] = from[i];
 #endif
 }
+DTAG_BOTH void load_two(const int* from, int (&into)[2]) {
+#ifdef __CUDA_ARCH__
+  const int2 v = *reinterpret_cast<const int2*>(from);
+  into[0] = v.x, into[1] = v.y;
+#else
+  into[0] = from[0], into[1] = from[1];
+#endif
+}
 // As many as there is room for, an even number; `far`: from four of them to four more.
 template <int count>
 DTAG_BOTH void load_shared(const float* from, float (&into)[count], int far = 4) {
@@ -74,7 +82,7 @@ DTAG_BOTH void load_shared(const float* from, float (&into)[count], int far = 4)
     }
   }
 }
-// To the shared memory of any block of a cluster.
+// To the shared memory of any block of a cluster, or to global memory.
 template <int count>
 DTAG_BOTH void store_shared(float* to, const float (&from)[count], int far = 4) {
 #ifdef __CUDA_ARCH__
@@ -185,6 +193,13 @@ struct Weights<uint16_t, units> {
 #endif
   }
 };
+
+// For the kernel to end that was launched before this one, and for what it wrote.
+DTAG_BOTH void wait_for_kernel_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // By the one thread that uses the counter; without waiting for what it was.
 DTAG_BOTH void add(int64_t* counter, int count) {

@@ -8,11 +8,9 @@
 //   any(f)              whether f(thread, seat) holds for any thread, to all, who wait as in sync()
 //   vote(to, f)         f(thread, u) of the threads' units: thread.votes[u] has the bits of the warp's
 //                       lanes, and the integer `to` + w how many bits those of warp w have
-//   count_votes(from, n)   the sum of n such integers; also within each(f) and warps(f)
+//   count_votes(from, n)   the sum of n such integers; also within each(f)
 //   reduce(to, f)       f(thread, seat, values) gives 1 + actions values; a warp's sums to `to`,
 //                       term_stride(actions) a warp
-//   warps<State>(f)     f(warp, head, first unit) by every warp: warp.each(g) is g(state, lane) by its
-//                       lanes, warp.multiply(a, b) adds to every lane's d the product of a tile
 //   lanes(f)            f(lane, index) by the 32 lanes, in every warp alike
 //   sum_lanes(f), all_lanes(f), pick(index, f)   over the lanes, or of one of them; to all
 //   once(f)             f(lane, index) by one warp only

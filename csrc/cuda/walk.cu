@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(threads, blocks > 1 ? 1 : crowded)
     walk_kernel(const __grid_constant__ Job job) {
   if constexpr (blocks == 1 || DTAG_CLUSTERS) {
     extern __shared__ __align__(16) float shared[];
-    constexpr bool roomy = threads <= most_threads && crowded == 0 && !Precision::tiles;
+    constexpr bool roomy = threads <= most_threads && crowded == 0;
     DeviceBlock<actions, units, blocks, roomy, Precision> block(job, shared);
     refine_rows<actions, blocks, Precision>(block, job);
   }
@@ -27,28 +27,23 @@ template <int actions, int units, int blocks, int threads, int crowded, typename
 Kernel kernel() {
   return {reinterpret_cast<const void*>(
               &walk_kernel<actions, units, blocks, threads, crowded, Precision>),
-          blocks, units, Precision::tiles || blocks > 1};
+          blocks, units, blocks > 1};
 }
 
 template <int actions, typename Precision>
 KernelsOf::Kinds kinds() {
   constexpr int units = units_per_thread(actions), lean = units_of_lean(actions);
-  const Kernel row = kernel<actions, units, 1, most_threads, 0, Precision>();
-  // Tiles take all registers, and build without the other blocks of a cluster.
-  if constexpr (Precision::tiles)
-    return {row, {}, {}, row};
-  else
-    return {row,
-            kernel<actions, lean, 1, most_threads * units / lean, 2, Precision>(),
-            kernel<actions, units, blocks_of_cluster(actions), most_threads, 0, Precision>(),
-            kernel<actions, units, 1, most_threads_wide, 0, Precision>()};
+  return {kernel<actions, units, 1, most_threads, 0, Precision>(),
+          kernel<actions, lean, 1, most_threads * units / lean, 2, Precision>(),
+          kernel<actions, units, blocks_of_cluster(actions), most_threads, 0, Precision>(),
+          kernel<actions, units, 1, most_threads_wide, 0, Precision>()};
 }
 
 }  // namespace
 
 template <>
 KernelsOf kernels_of<DTAG_ACTIONS>() {
-  return {DTAG_ACTIONS, {kinds<DTAG_ACTIONS, Fp32>(), kinds<DTAG_ACTIONS, Bf16>(), kinds<DTAG_ACTIONS, Tf32x3>()}};
+  return {DTAG_ACTIONS, {kinds<DTAG_ACTIONS, Fp32>(), kinds<DTAG_ACTIONS, Bf16>()}};
 }
 
 }  // namespace dtag::cuda

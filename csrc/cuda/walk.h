@@ -44,6 +44,11 @@ class Walk : public Following<actions, Precision, Team> {
       lane.high = settings.high[k];
     });
     send_for(0);
+    given_ = job_.maps != nullptr;
+    if (given_) {
+      wait_for_kernel_before();
+      this->take_map(job_.maps + row_ * floats_of_maps(critic_));
+    }
     finite_ = *critic_.finite != 0;
     walks_ = !job_.dense && finite_;
     failed_ = false;
@@ -89,6 +94,7 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::critic_;
   using Base::deep_;
   using Base::evaluate_sums;
+  using Base::given_;
   using Base::job_;
   using Base::list;
   using Base::observe;

@@ -15,12 +15,12 @@ struct Kernel {
 struct KernelsOf {
   struct Kinds {
     Kernel row;      // a row a block, whose threads have all the registers they can use
-    Kernel lean;     // a row a block of half as many threads with twice as many units, none of tf32x3
-    Kernel cluster;  // a row a cluster; for compute capability 9.0 and above, none of tf32x3
+    Kernel lean;     // a row a block of half as many threads with twice as many units
+    Kernel cluster;  // a row a cluster; for compute capability 9.0 and above
     Kernel wide;     // a row a block of more threads than the others take
   };
   int actions;
-  Kinds kinds[3];  // by Precision
+  Kinds kinds[2];  // of weights in float32, and in bfloat16
 };
 
 template <int actions>

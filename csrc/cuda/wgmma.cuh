@@ -55,11 +55,11 @@ __device__ __forceinline__ uint64_t wgmma_tile(uint32_t shared, uint32_t stride,
          static_cast<uint64_t>(leading >> 4 & 0x3fff) << 16 | (shared >> 4 & 0x3fff);
 }
 
-// d += a * b, or = if not `onto`: of 64 rows 16 numbers each, and `columns`. The sums are there after
+// d += a * b: of 64 rows 16 numbers each, and `columns`. The sums are there after
 // wgmma_wait; until then a and d are not to be touched.
-#define DTAG_WGMMA_64(type, transposed, d, a, b, onto)                                                         \
+#define DTAG_WGMMA_64(type, transposed, d, a, b)                                                               \
   asm volatile(                                                                                                \
-      "{ .reg .pred p; setp.ne.b32 p, %37, 0; "                                                                \
+      "{ .reg .pred p; setp.eq.b32 p, 0, 0; "                                                                     \
       "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                         \
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                 \
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                         \
@@ -68,11 +68,11 @@ __device__ __forceinline__ uint64_t wgmma_tile(uint32_t shared, uint32_t stride,
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),  \
         "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),\
         "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(onto ? 1 : 0))
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
-#define DTAG_WGMMA_128(type, transposed, d, a, b, onto)                                                        \
+#define DTAG_WGMMA_128(type, transposed, d, a, b)                                                              \
   asm volatile(                                                                                                \
-      "{ .reg .pred p; setp.ne.b32 p, %69, 0; "                                                                \
+      "{ .reg .pred p; setp.eq.b32 p, 0, 0; "                                                                     \
       "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                        \
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                 \
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                       \
@@ -87,15 +87,15 @@ __device__ __forceinline__ uint64_t wgmma_tile(uint32_t shared, uint32_t stride,
         "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),\
         "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),\
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(onto ? 1 : 0))
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 // Of half floats; B has columns of neighbouring numbers.
 template <int columns>
-__device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&a)[4], uint64_t b, bool onto) {
+__device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&a)[4], uint64_t b) {
 #if DTAG_WGMMA
   static_assert(columns == 64 || columns == 128, "there are two");
-  if constexpr (columns == 64) DTAG_WGMMA_64("f16", "0", d, a, b, onto);
-  if constexpr (columns == 128) DTAG_WGMMA_128("f16", "0", d, a, b, onto);
+  if constexpr (columns == 64) DTAG_WGMMA_64("f16", "0", d, a, b);
+  if constexpr (columns == 128) DTAG_WGMMA_128("f16", "0", d, a, b);
 #endif
 }
 

@@ -82,6 +82,11 @@ def unsupported_reason(
         return "its precisions are fp32, tf32x3 and bf16, got precision='tf32'"
     if execution.threads is not None:
         return f"threads are the cpu backend's, got threads={execution.threads}"
+    device = next(iter(tensors.values())).device
+    if device.type == "cuda":
+        reason: str | None = _load().why_not(device.index, execution.precision)
+        if reason is not None:
+            return reason
     try:
         _load().layout(critic.action_dim, critic.heads, critic.hidden, execution.precision)
     except ValueError as error:
@@ -116,7 +121,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     """A copy of the weights in the kernel's layouts, made on their device without waiting for it.
 
     With "bf16" the weights between hidden layers are rounded to bfloat16; with "tf32x3" tensor
-    cores build the maps of a region, from three products of tf32 for one of float32. What lies
+    cores build the first map of a row, from three products of half floats for one of float32. What lies
     beyond the units of a layer is zero: P, the padded width, is made of whole warps and groups of
     units. The normaliser stays apart from the first layer, whose digits it would cost.
     """
@@ -148,6 +153,8 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         tensors["weight"] = _padded(between, critic.hidden[1], width)
         tensors["transposed"] = _padded(between.mT, width, width)
         tensors["second_bias"] = _padded(biases[1], width)
+    if len(critic.hidden) == 2 and precision == "tf32x3":
+        tensors |= _for_tensor_cores(of_action, weights[1], actions, width)
     finite = torch.stack([tensor.isfinite().all() for tensor in (*weights, *biases)]).all()
     tensors["finite"] = finite.to(torch.int32).reshape(1)
     device = weights[0].device
@@ -163,6 +170,39 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     if device.type == "cuda":
         module.prepare(native, device.index)
     return Packed(native, tensors, size, critic.action_dim, device)
+
+
+def _for_tensor_cores(
+    of_action: Tensor, between: Tensor, actions: int, width: int
+) -> dict[str, Tensor]:
+    """What csrc/cuda/maps.h multiplies of W_1a [E, H_1, A] and W_2 [E, H_2, H_1].
+
+    Every number is split in two half floats, with ten bits of mantissa each as tf32 has, scaled by a
+    power of two so that the largest is some 2^14.
+    """
+
+    def split(numbers: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:  # -> [..., 2], scale
+        _, exponent = torch.frexp(numbers.abs().amax(dims, keepdim=True))
+        scale = ((127 + (15 - exponent).clamp(-100, 100)) << 23).view(torch.float32)
+        scaled = numbers * scale
+        large = scaled.half()
+        return torch.stack([large, (scaled - large).half()], -1), scale
+
+    slots = -(-(1 + actions) // 8)
+    heads = len(between)
+    terms, of_terms = split(_padded(of_action, width, actions), (1,))
+    halves, of_halves = split(_padded(between, width, width), (1, 2))
+    columns = torch.zeros(heads, width, slots * 8, 2, dtype=torch.half, device=between.device)
+    columns[:, :, 1 : 1 + actions] = terms  # column 0 is z_1, which the kernel knows
+    unscale = torch.ones(heads, slots * 8, device=between.device)
+    unscale[:, 1 : 1 + actions] = 1 / of_terms[:, 0]
+    # [E, k-steps of 16: half, quad, pair; slot, column, part], to the order in which threads take them.
+    steps = columns.reshape(heads, width // 16, 2, 4, 2, slots, 8, 2)
+    return {
+        "halves": halves.movedim(-1, 1).contiguous(),
+        "terms": steps.permute(0, 1, 5, 6, 3, 7, 2, 4).contiguous(),
+        "unscale": unscale / of_halves[:, 0],
+    }
 
 
 def kernels(critic: Packed) -> tuple[Kernel, ...]:
@@ -260,11 +300,15 @@ def _launch(
     """
     shape = sizes[0], critic.action_dim
     result = torch.empty(shape, dtype=torch.float32, device=critic.device)
+    module = _load()
+    count = module.floats_for_maps(critic.native, dense, sizes[0])
+    # On the stream that uses it, so that it may be given back before it was used.
+    maps = torch.empty(count, dtype=torch.float32, device=critic.device) if count else None
     index = critic.device.index or 0
     # Past torch.cuda.current_stream, which makes an object for it.
     on_device = critic.device.type == "cuda"
     stream = torch._C._cuda_getCurrentRawStream(index) if on_device else 0
-    _load().refine(
+    module.refine(
         critic.native,
         options,
         dense,
@@ -272,6 +316,7 @@ def _launch(
         *given,
         result.data_ptr(),
         *info,
+        0 if maps is None else maps.data_ptr(),
         index,
         stream,
         kernel,

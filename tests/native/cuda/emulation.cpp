@@ -1,5 +1,6 @@
 // csrc/cuda without a device: launch.h as loops over blocks and threads. Addresses are the host's.
 #include "block.h"
+#include "host_maps.h"
 #include "host_team.h"
 #include "launch.h"
 
@@ -13,7 +14,7 @@ template <int actions, int units, int blocks_of_row, bool roomy, typename Precis
 void run(Job job) {
   ++turn;
   using Block = HostBlock<actions, units, blocks_of_row, roomy, Precision>;
-  job.shared = SharedLayout(job.critic, units, Precision::tiles || blocks_of_row > 1);
+  job.shared = SharedLayout(job.critic, units, blocks_of_row > 1);
   for (int64_t index = blocks - 1; index >= 0; --index) {
     Block block(job, index, blocks, turn);
     refine_rows<actions, blocks_of_row, Precision>(block, job);
@@ -23,27 +24,49 @@ void run(Job job) {
 template <int actions, typename Precision>
 void run(const Job& job, Kind kind) {
   constexpr int units = units_per_thread(actions);
-  if constexpr (!Precision::tiles) {
-    if (kind == Kind::cluster)
-      return run<actions, units, blocks_of_cluster(actions), true, Precision>(job);
-    if (kind == Kind::lean) return run<actions, units_of_lean(actions), 1, false, Precision>(job);
-    if (!is_wide(job.critic)) return run<actions, units, 1, true, Precision>(job);
-  }
+  if (kind == Kind::cluster)
+    return run<actions, units, blocks_of_cluster(actions), true, Precision>(job);
+  if (kind == Kind::lean) return run<actions, units_of_lean(actions), 1, false, Precision>(job);
+  if (!is_wide(job.critic)) return run<actions, units, 1, true, Precision>(job);
   return run<actions, units, 1, false, Precision>(job);
 }
 
 template <int actions>
 void run(const Job& job, Kind kind) {
   switch (job.critic.precision) {
-    case Precision::fp32: return run<actions, Fp32>(job, kind);
+    case Precision::fp32:
+    case Precision::tf32x3: return run<actions, Fp32>(job, kind);
     case Precision::bf16: return run<actions, Bf16>(job, kind);
-    case Precision::tf32x3: return run<actions, Tf32x3>(job, kind);
   }
+}
+
+template <int columns>
+void build(const Job& job) {
+  const MapsLayout at(job.critic, 2);
+  for (int kind = 0; kind < job.critic.heads * job.critic.layout.width / columns; ++kind)
+    for (int index = 1; index >= 0; --index) {
+      HostMapBlock<columns> block(job, at, {kind, index, 2, 2});
+      build_maps<columns>(block, job, at);
+    }
+}
+
+void run(const Job& job, Kind kind) {
+  switch (job.critic.layout.actions) {
+    case 2: return run<2>(job, kind);
+    case 4: return run<4>(job, kind);
+    case 6: return run<6>(job, kind);
+    case 8: return run<8>(job, kind);
+    case 12: return run<12>(job, kind);
+    case 17: return run<17>(job, kind);
+    case 24: return run<24>(job, kind);
+    case 32: return run<32>(job, kind);
+  }
+  throw std::logic_error("no kernel for so many action dimensions");
 }
 
 }  // namespace
 
-const char* why_not(int) { return nullptr; }
+const char* why_not(int, Precision) { return nullptr; }
 const char* prepare(const PackedCritic&, int) { return nullptr; }
 const char* why_none(Kind kind, const PackedCritic& critic, int) { return why_none(kind, critic); }
 
@@ -55,17 +78,14 @@ const char* launch(const Job& job, Kind kind, int, uintptr_t) {
       if (why_none(each, job.critic) == nullptr &&
           (each == Kind::row || (each == Kind::lean ? job.rows >= 16 : job.rows < 4)))
         kind = each;
-  switch (job.critic.layout.actions) {
-    case 2: return run<2>(job, kind), nullptr;
-    case 4: return run<4>(job, kind), nullptr;
-    case 6: return run<6>(job, kind), nullptr;
-    case 8: return run<8>(job, kind), nullptr;
-    case 12: return run<12>(job, kind), nullptr;
-    case 17: return run<17>(job, kind), nullptr;
-    case 24: return run<24>(job, kind), nullptr;
-    case 32: return run<32>(job, kind), nullptr;
+  const int64_t with_maps = rows_with_maps(job);
+  if (with_maps == 0) run(job, kind);
+  for (int64_t first = 0; with_maps > 0 && first < job.rows; first += with_maps) {
+    const Job part = part_of(job, first, with_maps);
+    columns_of_maps(job.critic.layout.width) == 128 ? build<128>(part) : build<64>(part);
+    run(part, kind);
   }
-  return "no kernel for so many action dimensions";
+  return nullptr;
 }
 
 }  // namespace dtag::cuda

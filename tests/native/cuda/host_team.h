@@ -29,48 +29,6 @@ struct Turns {
   }
 };
 
-// A warp that multiplies tiles (tiles.h), with the instruction's layout of fragments.
-template <typename State>
-struct HostWarp {
-  State states[warp_size];
-
-  HostWarp() { std::memset(states, 0xff, sizeof(states)); }  // NaN
-
-  template <typename F>
-  void each(F f) {
-    for (int lane = 0; lane < warp_size; ++lane) f(states[lane], lane);
-  }
-
-  // d += a * b: products and their sum exactly, the sum cut to float32, which is the least that tensor
-  // cores are seen to do. What they would not read of a number must not be there.
-  template <typename A, typename B>
-  void multiply(A a_of, B b_of) {
-    double a[16][8], b[8][8];
-    for (int lane = 0; lane < warp_size; ++lane) {
-      const int g = lane / 4, t = lane % 4;
-      for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][t + 4 * (i / 2)] = tf32(a_of(states[lane])[i]);
-      for (int i = 0; i < 2; ++i) b[t + 4 * i][g] = tf32(b_of(states[lane])[i]);
-    }
-    for (int lane = 0; lane < warp_size; ++lane)
-      for (int i = 0; i < 4; ++i) {
-        const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-        double sum = states[lane].d[i];
-        for (int k = 0; k < 8; ++k) sum += a[row][k] * b[k][column];
-        float cut = static_cast<float>(sum);
-        if (std::fabs(cut) > std::fabs(sum)) cut = std::nextafter(cut, 0.0f);
-        states[lane].d[i] = cut;
-      }
-  }
-
-  static double tf32(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof(bits));
-    bits &= 0xffffe000u;
-    std::memcpy(&x, &bits, sizeof(x));
-    return x;
-  }
-};
-
 template <int actions, int units_of_thread, bool has_room>
 class HostTeam {
  public:
@@ -136,15 +94,6 @@ class HostTeam {
         f(units_[first + lane], seat(first + lane), values[lane]);
       for (int i = 0; i <= actions; ++i)
         put(to + warp * term_stride(actions) + i, tree_sum([&](int lane) { return values[lane][i]; }));
-    });
-  }
-
-  template <typename State, typename F>
-  void warps(F f) {
-    turns_->take(count() / warp_size, [&](int index) {
-      const int first = index * warp_size;
-      HostWarp<State> warp;
-      f(warp, first / threads_per_head_, first % threads_per_head_ * units);
     });
   }
 

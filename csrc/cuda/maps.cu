@@ -1,0 +1,148 @@
+// The kernel of maps.h. It needs wgmma, which compute capability 9.0 has and no other.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "maps.h"
+#include "maps_kernel.h"
+
+namespace dtag::cuda {
+namespace {
+
+template <int columns>
+struct DeviceMapWarp {
+  MapLane<columns>& lane;
+  int index;  // of the group's
+
+  template <typename F>
+  __device__ __forceinline__ void each(F f) const {
+    f(lane, static_cast<int>(threadIdx.x % warp_size));
+  }
+  __device__ __forceinline__ void sync() const { __syncwarp(); }
+  template <typename F>
+  __device__ __forceinline__ float largest(F f) const {  // of numbers that are not negative
+    return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(f(lane))));
+  }
+};
+
+template <int columns>
+class DeviceGroup {
+ public:
+  explicit __device__ DeviceGroup(unsigned char* shared)
+      : shared_(shared), bytes_(static_cast<uint32_t>(__cvta_generic_to_shared(shared))) {}
+
+  __device__ unsigned char* shared() const { return shared_; }
+  __device__ int index() const { return threadIdx.x / (warp_size * warps_of_group); }
+
+  template <typename F>
+  __device__ __forceinline__ void warps(F f) {
+    DeviceMapWarp<columns> warp{lane_, static_cast<int>(threadIdx.x / warp_size % warps_of_group)};
+    f(warp);
+  }
+
+  template <typename A>
+  __device__ __forceinline__ void multiply(A a_of, int byte) {
+    constexpr int eight_columns = 8 * 128;
+    wgmma<columns>(lane_.d, a_of(lane_), wgmma_tile(bytes_ + static_cast<uint32_t>(byte), eight_columns));
+  }
+  __device__ __forceinline__ void fence() const { wgmma_fence(); }
+  __device__ __forceinline__ void commit() const { wgmma_commit(); }
+  template <int pending>
+  __device__ __forceinline__ void wait() const {
+    wgmma_wait<pending>();
+  }
+
+ private:
+  unsigned char* shared_;
+  uint32_t bytes_;  // where that is
+  MapLane<columns> lane_;
+};
+
+template <int columns>
+class DeviceMapBlock {
+ public:
+  __device__ DeviceMapBlock(const Job& job, const MapsLayout& at, unsigned char* shared)
+      : shared_(shared), builder_(DeviceGroup<columns>(shared), job, at, kind()) {}
+
+  __device__ int kind() const { return blockIdx.x; }
+  __device__ int index() const { return blockIdx.y; }
+  __device__ int count() const { return gridDim.y; }
+  __device__ int groups_of() const { return blockDim.x / (warp_size * warps_of_group); }
+
+  template <typename F>
+  __device__ __forceinline__ void threads(F f) const {
+    f(static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
+  }
+  __device__ __forceinline__ void copy(int byte, const void* from) const {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     static_cast<uint32_t>(__cvta_generic_to_shared(shared_ + byte))),
+                 "l"(from)
+                 : "memory");
+  }
+  __device__ __forceinline__ void wait() const {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    wgmma_fence_shared();
+    __syncthreads();
+  }
+  template <typename F>
+  __device__ __forceinline__ void groups(F f) {
+    f(builder_, static_cast<int>(threadIdx.x) / (warp_size * warps_of_group));
+  }
+
+ private:
+  unsigned char* shared_;
+  MapBuilder<columns, DeviceGroup<columns>> builder_;
+};
+
+template <int columns>
+__global__ void __launch_bounds__(most_groups* warps_of_group* warp_size, 1)
+    maps_kernel(const __grid_constant__ Job job, const __grid_constant__ MapsLayout at) {
+#if DTAG_WGMMA
+  extern __shared__ __align__(1024) unsigned char shared[];
+  asm volatile("griddepcontrol.launch_dependents;");  // they wait for this kernel's end
+  DeviceMapBlock<columns> block(job, at, shared);
+  build_maps<columns>(block, job, at);
+#endif
+}
+
+}  // namespace
+
+const char* why_no_maps(int device) {
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (major != 9 || minor != 0) return "precision tf32x3 needs compute capability 9.0";
+  if (!DTAG_FOR_HOPPER) return "the extension was not built for compute capability 9.0, which precision tf32x3 needs";
+  return nullptr;
+}
+
+cudaError_t prepare_maps(int device) {
+  int bytes;
+  cudaError_t error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  for (const auto kernel : {maps_kernel<64>, maps_kernel<128>})
+    if (error == cudaSuccess)
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  return error;
+}
+
+cudaError_t launch_maps(const Job& job, int device, cudaStream_t stream) {
+  int multiprocessors, most_bytes;
+  cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  const PackedCritic& critic = job.critic;
+  const int columns = columns_of_maps(critic.layout.width);
+  const int kinds = critic.heads * critic.layout.width / columns;
+  const int tiles = tiles_of(job);
+  const int blocks = std::min(tiles, std::max(1, multiprocessors / kinds));
+  int groups = std::min(most_groups, (tiles + blocks - 1) / blocks);
+  while (groups > 1 && MapsLayout(critic, groups).bytes > most_bytes) --groups;
+  const MapsLayout layout(critic, groups);
+  const auto kernel = columns == 128 ? maps_kernel<128> : maps_kernel<64>;
+  const dim3 grid(static_cast<unsigned>(kinds), static_cast<unsigned>(blocks));
+  kernel<<<grid, groups * warps_of_group * warp_size, layout.bytes, stream>>>(job, layout);
+  return cudaGetLastError();
+}
+
+}  // namespace dtag::cuda

@@ -1,0 +1,142 @@
+// Blocks of csrc/cuda/maps.h as loops on the host. What tensor cores and copies do is done at the wait for
+// it, so that what was not waited for is seen as a wrong result.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "job.h"
+#include "maps.h"
+
+namespace dtag::cuda {
+
+template <int columns>
+struct HostMapWarp {
+  MapLane<columns>* lanes;
+  int index;
+
+  template <typename F>
+  void each(F f) {
+    for (int lane = 0; lane < warp_size; ++lane) f(lanes[lane], lane);
+  }
+  void sync() const {}
+  template <typename F>
+  float largest(F f) const {
+    float found = 0.0f;
+    for (int lane = 0; lane < warp_size; ++lane) found = std::fmax(found, f(lanes[lane]));
+    return found;
+  }
+};
+
+template <int columns>
+class HostGroup {
+ public:
+  HostGroup(int index, unsigned char* shared)
+      : index_(index), shared_(shared), lanes_(warps_of_group * warp_size) {
+    std::memset(static_cast<void*>(lanes_.data()), 0xff, lanes_.size() * sizeof(lanes_[0]));  // NaN
+  }
+
+  unsigned char* shared() const { return shared_; }
+  int index() const { return index_; }
+
+  template <typename F>
+  void warps(F f) {
+    for (int warp = warps_of_group - 1; warp >= 0; --warp) {
+      HostMapWarp<columns> of{lanes_.data() + warp * warp_size, warp};
+      f(of);
+    }
+  }
+
+  template <typename A>
+  void multiply(A a_of, int byte) {
+    last_.push_back([this, a_of, byte] { product(a_of, byte); });
+  }
+  void fence() const {}
+  void commit() {
+    groups_.push_back(last_);
+    last_.clear();
+  }
+  template <int pending>
+  void wait() {
+    for (; groups_.size() > pending; groups_.erase(groups_.begin()))
+      for (const auto& product : groups_.front()) product();
+  }
+
+ private:
+  // Products and their sum exactly, the sum cut to float32, which is the least that tensor cores are seen to do.
+  template <typename A>
+  void product(A a_of, int byte) {
+    for (int row = 0; row < 16 * warps_of_group; ++row)
+      for (int column = 0; column < columns; ++column) {
+        const auto lane_of = [&](int quarter) -> MapLane<columns>& {
+          return lanes_[row / 16 * warp_size + row % 8 * 4 + quarter];
+        };
+        float& d = lane_of(column % 8 / 2).d[column / 8 * 4 + row % 16 / 8 * 2 + column % 2];
+        double sum = d;
+        for (int k = 0; k < depth; ++k) {
+          const uint32_t pair = a_of(lane_of(k % 8 / 2))[k / 8 * 2 + row % 16 / 8];
+          // Relative to a multiple of 1024, as the device's exchange is.
+          const uint32_t from = swizzled(static_cast<uint32_t>(byte + column * 128 + k * 2));
+          uint16_t weight;
+          std::memcpy(&weight, shared_ + from, sizeof(weight));
+          sum += static_cast<double>(from_half(static_cast<uint16_t>(pair >> k % 2 * 16))) * from_half(weight);
+        }
+        float cut = static_cast<float>(sum);
+        if (std::fabs(cut) > std::fabs(sum)) cut = std::nextafter(cut, 0.0f);
+        d = cut;
+      }
+  }
+
+  int index_;
+  unsigned char* shared_;
+  std::vector<MapLane<columns>> lanes_;
+  std::vector<std::function<void()>> last_;
+  std::vector<std::vector<std::function<void()>>> groups_;
+};
+
+template <int columns>
+class HostMapBlock {
+ public:
+  struct Place {
+    int kind, index, count, groups;
+  };
+
+  HostMapBlock(const Job& job, const MapsLayout& at, const Place& place)
+      : place_(place), memory_(static_cast<size_t>(at.bytes), 0xff) {
+    for (int group = 0; group < place.groups; ++group)
+      builders_.emplace_back(HostGroup<columns>(group, memory_.data()), job, at, place.kind);
+  }
+
+  int kind() const { return place_.kind; }
+  int index() const { return place_.index; }
+  int count() const { return place_.count; }
+  int groups_of() const { return place_.groups; }
+
+  template <typename F>
+  void threads(F f) {
+    constexpr int threads = 96;
+    for (int thread = 0; thread < threads; ++thread) f(thread, threads);
+  }
+  void copy(int byte, const void* from) {
+    copies_.push_back([this, byte, from] { std::memcpy(memory_.data() + byte, from, 16); });
+  }
+  void wait() {
+    for (const auto& copy : copies_) copy();
+    copies_.clear();
+  }
+  template <typename F>
+  void groups(F f) {
+    for (int group = place_.groups - 1; group >= 0; --group) f(builders_[static_cast<size_t>(group)], group);
+  }
+
+ private:
+  Place place_;
+  std::vector<unsigned char> memory_;
+  std::vector<std::function<void()>> copies_;
+  std::vector<MapBuilder<columns, HostGroup<columns>>> builders_;
+};
+
+}  // namespace dtag::cuda

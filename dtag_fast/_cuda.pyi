@@ -55,6 +55,9 @@ def prepare(critic: PackedCritic, device: int) -> None:
 def why_none(kernel: str, critic: PackedCritic, device: int) -> str | None:
     """Why no kernel of that name can take the critic on the CUDA device of that index, or None."""
 
+def columns_of_maps(width: int) -> int:
+    """Of P hidden units, how many a block has W_2 for that builds maps by tensor cores."""
+
 def floats_for_maps(critic: PackedCritic, dense: bool, rows: int) -> int:
     """How many floats of memory `refine` takes beside the results for so many rows; mostly 0."""
 

@@ -13,6 +13,7 @@
 
 #include "../python_words.h"
 #include "launch.h"
+#include "maps.h"
 
 namespace py = pybind11;
 
@@ -207,6 +208,7 @@ PYBIND11_MODULE(DTAG_MODULE_NAME, module) {
         return or_none(why_none(kind_of(kernel), critic, device));
       },
       py::arg("kernel"), py::arg("critic"), py::arg("device"));
+  module.def("columns_of_maps", &columns_of_maps, py::arg("width"));
   module.def("floats_for_maps", &floats_for_maps, py::arg("critic"), py::arg("dense"), py::arg("rows"));
   module.def("refine", &refine, py::arg("critic"), py::arg("options"), py::arg("dense"),
              py::arg("rows"), py::arg("starts"), py::arg("observations"), py::arg("actions"),

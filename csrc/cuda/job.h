@@ -96,8 +96,8 @@ struct PackedCritic {
   // Of tf32x3 with two layers (maps.h), half floats scaled by powers of two, the large parts of numbers and
   // the small ones. A slot is eight of the columns 1 + A; what sums of column i are to be multiplied by is
   // unscale[e, i].
-  const void* halves = nullptr;                // [E, 2, P, P], W_2
-  const void* terms = nullptr;                 // [E, P / 16, slots, 8, 4, 2, 2, 2], W_1a by column, k-step, quad, part, half, pair
+  const void* halves = nullptr;                // [E, P / columns, P / 64, 2, columns, 64], swizzled: W_2 by units
+  const void* terms = nullptr;                 // [E, P / 16, slots, 8, 4, 2, 2, 2], W_1a
   const float* unscale = nullptr;              // [E, slots * 8]
   const float* second_bias = nullptr;          // [E, P]; null with one layer
   const float* output = nullptr;               // [E, P]
@@ -114,9 +114,10 @@ DTAG_BOTH int observation_rows(const PackedCritic& critic) {
 DTAG_BOTH int threads_of(const PackedCritic& critic, int units) {
   return critic.heads * critic.layout.width / units;
 }
-// Floats of the maps of all heads at a row's action: [E, P / 64, 1 + actions, 64].
+// Floats of the observation's shares of z_1 and of the maps at a row's action: [E, P] and then
+// [E, P / 64, 1 + actions, 64].
 DTAG_BOTH int64_t floats_of_maps(const PackedCritic& critic) {
-  return static_cast<int64_t>(1 + critic.layout.actions) * critic.heads * critic.layout.width;
+  return static_cast<int64_t>(2 + critic.layout.actions) * critic.heads * critic.layout.width;
 }
 
 inline bool is_wide(const PackedCritic& critic) {
@@ -199,7 +200,7 @@ struct Job {
   int64_t starts = 1;
   const float* observations = nullptr;  // [B, S], raw
   const float* actions = nullptr;       // [B, N, A]
-  float* maps = nullptr;                // [B, E, P / 64, 1 + actions, 64], the first ones; null: not built before
+  float* maps = nullptr;                // [B, floats_of_maps()], the first ones; null: not built before
   Result result;                        // as for every other kernel
 };
 

@@ -52,6 +52,20 @@ class Listed : public Region<actions, Precision, Team> {
     });
   }
 
+  // What a kernel before this one left of the row: the observation's share of z_1, and the map.
+  DTAG_BOTH void take_given() {
+    wait_for_kernel_before();
+    const float* const shares = job_.maps + row_ * floats_of_maps(critic_);
+    take_map(shares + critic_.heads * width());
+    team_.sync();  // all have done with the row before
+    team_.each([&](Unit&, const Seat& here) {
+      const Seat seat = anew(here);
+      float share[units];
+      load_shared(shares + seat.first, share, far_units);
+      store_shared(own(at_.share, seat), share, far_units);
+    });
+  }
+
   // From there to the threads of the units.
   DTAG_BOTH void take_map() { take_map(team_.shared() + at_.map); }
 
@@ -59,8 +73,11 @@ class Listed : public Region<actions, Precision, Team> {
   using Base::at_;
   using Base::critic_;
   using Base::in_head;
+  using Base::job_;
   using Base::keeps_first;
   using Base::load_first;
+  using Base::own;
+  using Base::row_;
   using Base::signs_of;
   using Base::team_;
   using Base::width;

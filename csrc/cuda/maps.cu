@@ -9,9 +9,9 @@
 namespace dtag::cuda {
 namespace {
 
-template <int columns>
+template <typename Lane>
 struct DeviceMapWarp {
-  MapLane<columns>& lane;
+  Lane& lane;
   int index;  // of the group's
 
   template <typename F>
@@ -25,7 +25,7 @@ struct DeviceMapWarp {
   }
 };
 
-template <int columns>
+template <int columns, int units>
 class DeviceGroup {
  public:
   explicit __device__ DeviceGroup(unsigned char* shared)
@@ -36,7 +36,7 @@ class DeviceGroup {
 
   template <typename F>
   __device__ __forceinline__ void warps(F f) {
-    DeviceMapWarp<columns> warp{lane_, static_cast<int>(threadIdx.x / warp_size % warps_of_group)};
+    DeviceMapWarp<MapLane<columns, units>> warp{lane_, static_cast<int>(threadIdx.x / warp_size % warps_of_group)};
     f(warp);
   }
 
@@ -55,34 +55,42 @@ class DeviceGroup {
  private:
   unsigned char* shared_;
   uint32_t bytes_;  // where that is
-  MapLane<columns> lane_;
+  MapLane<columns, units> lane_;
 };
 
-template <int columns>
+template <int columns, int units>
 class DeviceMapBlock {
  public:
   __device__ DeviceMapBlock(const Job& job, const MapsLayout& at, unsigned char* shared)
-      : shared_(shared), builder_(DeviceGroup<columns>(shared), job, at, kind()) {}
+      : bytes_(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+        barrier_(bytes_ + static_cast<uint32_t>(at.barrier)),
+        builder_(DeviceGroup<columns, units>(shared), job, at, kind()) {}
 
   __device__ int kind() const { return blockIdx.x; }
   __device__ int index() const { return blockIdx.y; }
   __device__ int count() const { return gridDim.y; }
   __device__ int groups_of() const { return blockDim.x / (warp_size * warps_of_group); }
 
-  template <typename F>
-  __device__ __forceinline__ void threads(F f) const {
-    f(static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
+  // One thread sends, and the barrier counts bytes.
+  __device__ __forceinline__ void expect(int bytes) const {
+    if (threadIdx.x == 0) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier_) : "memory");
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier_), "r"(bytes) : "memory");
+    }
+    __syncthreads();
   }
-  __device__ __forceinline__ void copy(int byte, const void* from) const {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     static_cast<uint32_t>(__cvta_generic_to_shared(shared_ + byte))),
-                 "l"(from)
-                 : "memory");
+  __device__ __forceinline__ void copy(int byte, const void* from, int bytes) const {
+    if (threadIdx.x == 0)
+      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                       bytes_ + static_cast<uint32_t>(byte)),
+                   "l"(from), "r"(bytes), "r"(barrier_)
+                   : "memory");
   }
   __device__ __forceinline__ void wait() const {
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    wgmma_fence_shared();
-    __syncthreads();
+    asm volatile(
+        "{ .reg .pred p; L: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0; @!p bra L; }" ::"r"(barrier_)
+        : "memory");
   }
   template <typename F>
   __device__ __forceinline__ void groups(F f) {
@@ -90,19 +98,26 @@ class DeviceMapBlock {
   }
 
  private:
-  unsigned char* shared_;
-  MapBuilder<columns, DeviceGroup<columns>> builder_;
+  uint32_t bytes_, barrier_;  // where the shared memory is, and its barrier
+  MapBuilder<columns, units, DeviceGroup<columns, units>> builder_;
 };
 
-template <int columns>
+template <int columns, int units>
 __global__ void __launch_bounds__(most_groups* warps_of_group* warp_size, 1)
     maps_kernel(const __grid_constant__ Job job, const __grid_constant__ MapsLayout at) {
 #if DTAG_WGMMA
   extern __shared__ __align__(1024) unsigned char shared[];
   asm volatile("griddepcontrol.launch_dependents;");  // they wait for this kernel's end
-  DeviceMapBlock<columns> block(job, at, shared);
+  DeviceMapBlock<columns, units> block(job, at, shared);
   build_maps<columns>(block, job, at);
 #endif
+}
+
+using MapsKernel = void (*)(Job, MapsLayout);
+
+MapsKernel kernel_for(int width) {
+  if (columns_of_maps(width) == 128) return maps_kernel<128, 8>;
+  return width <= 256 ? maps_kernel<64, 8> : maps_kernel<64, most_map_width / warp_size>;
 }
 
 }  // namespace
@@ -119,9 +134,9 @@ const char* why_no_maps(int device) {
 cudaError_t prepare_maps(int device) {
   int bytes;
   cudaError_t error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  for (const auto kernel : {maps_kernel<64>, maps_kernel<128>})
+  for (const int width : {64, 128, most_map_width})
     if (error == cudaSuccess)
-      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+      error = cudaFuncSetAttribute(kernel_for(width), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   return error;
 }
 
@@ -139,7 +154,7 @@ cudaError_t launch_maps(const Job& job, int device, cudaStream_t stream) {
   int groups = std::min(most_groups, (tiles + blocks - 1) / blocks);
   while (groups > 1 && MapsLayout(critic, groups).bytes > most_bytes) --groups;
   const MapsLayout layout(critic, groups);
-  const auto kernel = columns == 128 ? maps_kernel<128> : maps_kernel<64>;
+  const MapsKernel kernel = kernel_for(critic.layout.width);
   const dim3 grid(static_cast<unsigned>(kinds), static_cast<unsigned>(blocks));
   kernel<<<grid, groups * warps_of_group * warp_size, layout.bytes, stream>>>(job, layout);
   return cudaGetLastError();

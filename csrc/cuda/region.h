@@ -65,11 +65,13 @@ class Region {
   }
   // Send for what does not depend on the observation; where there are registers for it, before that
   // is there.
-  DTAG_BOTH void send_for_weights() {
+  DTAG_BOTH void send_for_weights(bool of_observation) {
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      send_for_rows(0, thread, seat);
-      load(critic_.first_bias + seat.first, thread.kept);
+      if (of_observation) {
+        send_for_rows(0, thread, seat);
+        load(critic_.first_bias + seat.first, thread.kept);
+      }
       load(critic_.output + seat.first, thread.output);
       if constexpr (keeps_first)
         for (int a = 0; a < actions; ++a) load_first(seat, a, thread.first[a]);
@@ -106,7 +108,7 @@ class Region {
       }
     });
     team_.sync();
-    if constexpr (!Team::roomy) send_for_weights();
+    if constexpr (!Team::roomy) send_for_weights(true);
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       const float* const standardised = team_.shared() + at_.observation;

@@ -35,8 +35,9 @@ class Walk : public Following<actions, Precision, Team> {
     // What the row before left would take registers until it is written over.
     team_.each([](auto& thread, const Seat&) { thread = {}; });
     team_.lanes([](Lane& lane, int) { lane = {}; });
-    send_for_observation();
-    if constexpr (Team::roomy) send_for_weights();
+    given_ = job_.maps != nullptr;
+    if (!given_) send_for_observation();
+    if constexpr (Team::roomy) send_for_weights(!given_);
     const Settings& settings = job_.settings;
     team_.lanes([&](Lane& lane, int k) {
       lane.bias = k < critic_.heads ? critic_.output_bias[k] : 0.0f;
@@ -44,11 +45,6 @@ class Walk : public Following<actions, Precision, Team> {
       lane.high = settings.high[k];
     });
     send_for(0);
-    given_ = job_.maps != nullptr;
-    if (given_) {
-      wait_for_kernel_before();
-      this->take_map(job_.maps + row_ * floats_of_maps(critic_));
-    }
     finite_ = *critic_.finite != 0;
     walks_ = !job_.dense && finite_;
     failed_ = false;
@@ -58,7 +54,10 @@ class Walk : public Following<actions, Precision, Team> {
     if (usual_)
       for (int e = 0; e < 2; ++e) bias_[e] = critic_.output_bias[e];
     build_cost_ = -1.0f;
-    observe();
+    if (given_)
+      this->take_given();
+    else
+      observe();
     set_out();
     if (!apart || !walks_ || !deep_) return;
     place(false);

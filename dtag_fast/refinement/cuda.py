@@ -188,8 +188,7 @@ def _for_tensor_cores(
         large = scaled.half()
         return torch.stack([large, (scaled - large).half()], -1), scale
 
-    slots = -(-(1 + actions) // 8)
-    heads = len(between)
+    heads, slots = len(between), -(-(1 + actions) // 8)
     terms, of_terms = split(_padded(of_action, width, actions), (1,))
     halves, of_halves = split(_padded(between, width, width), (1, 2))
     columns = torch.zeros(heads, width, slots * 8, 2, dtype=torch.half, device=between.device)
@@ -198,8 +197,14 @@ def _for_tensor_cores(
     unscale[:, 1 : 1 + actions] = 1 / of_terms[:, 0]
     # [E, k-steps of 16: half, quad, pair; slot, column, part], to the order in which threads take them.
     steps = columns.reshape(heads, width // 16, 2, 4, 2, slots, 8, 2)
+    # Blocks of units, which copy theirs as they lie here: 64 of a unit's weights together, in pieces of
+    # eight that are exchanged as swizzled() in csrc/cuda/wgmma.cuh says.
+    block = _load().columns_of_maps(width)
+    of_blocks = halves.reshape(heads, width // block, block, width // 64, 8, 8, 2)
+    pieces = torch.arange(8) ^ torch.arange(block)[:, None] % 8
+    exchanged = of_blocks.permute(0, 1, 3, 6, 2, 4, 5)[..., torch.arange(block)[:, None], pieces.to(halves.device), :]
     return {
-        "halves": halves.movedim(-1, 1).contiguous(),
+        "halves": exchanged.contiguous(),
         "terms": steps.permute(0, 1, 5, 6, 3, 7, 2, 4).contiguous(),
         "unscale": unscale / of_halves[:, 0],
     }

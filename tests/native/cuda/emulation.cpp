@@ -40,12 +40,12 @@ void run(const Job& job, Kind kind) {
   }
 }
 
-template <int columns>
+template <int columns, int units>
 void build(const Job& job) {
   const MapsLayout at(job.critic, 2);
   for (int kind = 0; kind < job.critic.heads * job.critic.layout.width / columns; ++kind)
     for (int index = 1; index >= 0; --index) {
-      HostMapBlock<columns> block(job, at, {kind, index, 2, 2});
+      HostMapBlock<columns, units> block(job, at, {kind, index, 2, 2});
       build_maps<columns>(block, job, at);
     }
 }
@@ -82,7 +82,13 @@ const char* launch(const Job& job, Kind kind, int, uintptr_t) {
   if (with_maps == 0) run(job, kind);
   for (int64_t first = 0; with_maps > 0 && first < job.rows; first += with_maps) {
     const Job part = part_of(job, first, with_maps);
-    columns_of_maps(job.critic.layout.width) == 128 ? build<128>(part) : build<64>(part);
+    const int width = job.critic.layout.width;
+    if (columns_of_maps(width) == 128)
+      build<128, 8>(part);
+    else if (width <= 256)
+      build<64, 8>(part);
+    else
+      build<64, most_map_width / warp_size>(part);
     run(part, kind);
   }
   return nullptr;

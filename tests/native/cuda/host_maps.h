@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <stdexcept>
 #include <vector>
 
 #include "job.h"
@@ -13,9 +14,9 @@
 
 namespace dtag::cuda {
 
-template <int columns>
+template <typename Lane>
 struct HostMapWarp {
-  MapLane<columns>* lanes;
+  Lane* lanes;
   int index;
 
   template <typename F>
@@ -31,9 +32,11 @@ struct HostMapWarp {
   }
 };
 
-template <int columns>
+template <int columns, int units>
 class HostGroup {
  public:
+  using Lane = MapLane<columns, units>;
+
   HostGroup(int index, unsigned char* shared)
       : index_(index), shared_(shared), lanes_(warps_of_group * warp_size) {
     std::memset(static_cast<void*>(lanes_.data()), 0xff, lanes_.size() * sizeof(lanes_[0]));  // NaN
@@ -45,7 +48,7 @@ class HostGroup {
   template <typename F>
   void warps(F f) {
     for (int warp = warps_of_group - 1; warp >= 0; --warp) {
-      HostMapWarp<columns> of{lanes_.data() + warp * warp_size, warp};
+      HostMapWarp<Lane> of{lanes_.data() + warp * warp_size, warp};
       f(of);
     }
   }
@@ -71,7 +74,7 @@ class HostGroup {
   void product(A a_of, int byte) {
     for (int row = 0; row < 16 * warps_of_group; ++row)
       for (int column = 0; column < columns; ++column) {
-        const auto lane_of = [&](int quarter) -> MapLane<columns>& {
+        const auto lane_of = [&](int quarter) -> Lane& {
           return lanes_[row / 16 * warp_size + row % 8 * 4 + quarter];
         };
         float& d = lane_of(column % 8 / 2).d[column / 8 * 4 + row % 16 / 8 * 2 + column % 2];
@@ -92,12 +95,12 @@ class HostGroup {
 
   int index_;
   unsigned char* shared_;
-  std::vector<MapLane<columns>> lanes_;
+  std::vector<Lane> lanes_;
   std::vector<std::function<void()>> last_;
   std::vector<std::vector<std::function<void()>>> groups_;
 };
 
-template <int columns>
+template <int columns, int units>
 class HostMapBlock {
  public:
   struct Place {
@@ -107,7 +110,7 @@ class HostMapBlock {
   HostMapBlock(const Job& job, const MapsLayout& at, const Place& place)
       : place_(place), memory_(static_cast<size_t>(at.bytes), 0xff) {
     for (int group = 0; group < place.groups; ++group)
-      builders_.emplace_back(HostGroup<columns>(group, memory_.data()), job, at, place.kind);
+      builders_.emplace_back(HostGroup<columns, units>(group, memory_.data()), job, at, place.kind);
   }
 
   int kind() const { return place_.kind; }
@@ -115,15 +118,15 @@ class HostMapBlock {
   int count() const { return place_.count; }
   int groups_of() const { return place_.groups; }
 
-  template <typename F>
-  void threads(F f) {
-    constexpr int threads = 96;
-    for (int thread = 0; thread < threads; ++thread) f(thread, threads);
-  }
-  void copy(int byte, const void* from) {
-    copies_.push_back([this, byte, from] { std::memcpy(memory_.data() + byte, from, 16); });
+  // As many bytes as are sent.
+  void expect(int bytes) { expected_ = bytes; }
+  void copy(int byte, const void* from, int bytes) {
+    expected_ -= bytes;
+    if (byte % 16 != 0 || bytes % 16 != 0) throw std::logic_error("16 bytes are copied at a time");
+    copies_.push_back([this, byte, from, bytes] { std::memcpy(memory_.data() + byte, from, bytes); });
   }
   void wait() {
+    if (expected_ != 0) throw std::logic_error("waits for other bytes than were sent");
     for (const auto& copy : copies_) copy();
     copies_.clear();
   }
@@ -134,9 +137,10 @@ class HostMapBlock {
 
  private:
   Place place_;
+  int expected_ = 0;
   std::vector<unsigned char> memory_;
   std::vector<std::function<void()>> copies_;
-  std::vector<MapBuilder<columns, HostGroup<columns>>> builders_;
+  std::vector<MapBuilder<columns, units, HostGroup<columns, units>>> builders_;
 };
 
 }  // namespace dtag::cuda

@@ -99,6 +99,7 @@ struct PackedCritic {
   const void* halves = nullptr;                // [E, P / columns, P / 64, 2, columns, 64], swizzled: W_2 by units
   const void* terms = nullptr;                 // [E, P / 16, slots, 8, 4, 2, 2, 2], W_1a
   const float* unscale = nullptr;              // [E, slots * 8]
+  const float* bias_by_quarters = nullptr;     // [E, P / columns, 4, columns / 8, 2], b_2
   const float* second_bias = nullptr;          // [E, P]; null with one layer
   const float* output = nullptr;               // [E, P]
   const float* output_bias = nullptr;          // [E]

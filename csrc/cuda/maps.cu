@@ -51,10 +51,19 @@ class DeviceGroup {
   __device__ __forceinline__ void wait() const {
     wgmma_wait<pending>();
   }
+  __device__ __forceinline__ void take_turn() {
+    if (took_turn_ || index() > 0) asm volatile("bar.sync %0, 256;" ::"r"(1 + index()) : "memory");
+    took_turn_ = true;
+  }
+  __device__ __forceinline__ void pass_turn(bool last) const {
+    const int groups = blockDim.x / (warp_size * warps_of_group), next = index() + 1 < groups ? index() + 1 : 0;
+    if (next > 0 || !last) asm volatile("bar.arrive %0, 256;" ::"r"(1 + next) : "memory");
+  }
 
  private:
   unsigned char* shared_;
   uint32_t bytes_;  // where that is
+  bool took_turn_ = false;
   MapLane<columns, units> lane_;
 };
 

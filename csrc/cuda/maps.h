@@ -45,7 +45,7 @@ struct MapsLayout {
   int slots;    // of a row
   int weights;  // [P / 64, 2, columns, 64] half floats, swizzled: W_2, its large parts and its small ones
   int terms;    // [P / 16, slots, 8, 4, 4] pairs of half floats: W_1a; PackedCritic
-  int bias;     // [columns]
+  int bias;     // [4, columns / 8, 2]: b_2, of a quarter of the threads what they need of it together
   int warps;    // what every warp has
   int values;   // there [2, P / 16, 4, 4] pairs of half floats: z_1 of its two slots, as in terms
   int masks;    // there [2, P / 16, 4, 2] pairs of 16 bits: which units pass
@@ -79,6 +79,7 @@ struct MapLane {
   // Of each slot the row, the lane's column, where its coefficients are, how far from turn to turn, and what
   // sums are to be multiplied by.
   int row[2], column[2], values[2], step[2];
+  int next[2], next_masks;  // where the next turn's are
   float unscale[2];
   uint32_t a[2][2][4];   // coefficients of two turns, their large and their small parts
   float d[columns / 2];  // sums
@@ -91,6 +92,8 @@ struct MapLane {
 //                            warp.largest(g): of g(lane), to all
 //   multiply(a, byte)        to every lane's d the product of a(lane) and the weights from `byte` on, as wgmma()
 //   fence(), commit(), wait<pending>()
+//   take_turn()              wait for the group before to have passed its turn: the first after the last
+//   pass_turn(last)          last: of the group's
 template <int columns, int units, typename Group>
 class MapBuilder {
  public:
@@ -158,19 +161,24 @@ class MapBuilder {
     });
   }
 
-  // Their product with the weights.
+  DTAG_BOTH void take_turn() { group_.take_turn(); }
+  DTAG_BOTH void pass_turn(bool last) const { group_.pass_turn(last); }
+
+  // Begin to multiply them by the weights.
   DTAG_BOTH void multiply() {
     const float slope = critic_.negative_slope;
     change_sums([](float) DTAG_INLINED { return 0.0f; });
     if (slope != 0.0f) {
       multiply(~0u);
+      group_.template wait<0>();
       change_sums([slope](float sum) DTAG_INLINED { return sum * slope; });
     }
     multiply(0u);
   }
 
-  // It, to the maps of the tile's rows.
+  // The products, to the maps of the tile's rows.
   DTAG_BOTH void give() {
+    group_.template wait<0>();
     const int of_map = 1 + critic_.layout.actions;
     group_.warps([&](auto& warp) DTAG_INLINED {
       warp.each([&](const Lane& lane, int index) DTAG_INLINED {
@@ -178,14 +186,20 @@ class MapBuilder {
         for (int s = 0; s < 2; ++s) {
           if (lane.row[s] >= job_.rows || lane.column[s] >= of_map) continue;
           float* const map = maps_of(lane.row[s]) + first_unit_ * of_map + lane.column[s] * group_units + index % 4 * 2;
-          const float* const bias = in_shared<float>(at_.bias) + index % 4 * 2;
+          const float* const bias = in_shared<float>(at_.bias) + index % 4 * (columns / 4);
+          const float of_bias = lane.column[s] == 0 ? 1.0f : 0.0f;
           DTAG_UNROLLED
-          for (int i = 0; i < columns / 8; ++i) {
-            float sum[2] = {};
-            if (lane.column[s] == 0) sum[0] = bias[8 * i], sum[1] = bias[8 * i + 1];
+          for (int i = 0; i < columns / 8; i += 2) {
+            float four[4];
+            load_four(bias + 2 * i, four);
             DTAG_UNROLLED
-            for (int k = 0; k < 2; ++k) sum[k] = fmaf(lane.d[4 * i + 2 * s + k], lane.unscale[s], sum[k]);
-            store_shared(map + i / 8 * of_map * group_units + i % 8 * 8, sum);
+            for (int next = 0; next < 2; ++next) {
+              float sum[2];
+              DTAG_UNROLLED
+              for (int k = 0; k < 2; ++k)
+                sum[k] = fmaf(lane.d[4 * (i + next) + 2 * s + k], lane.unscale[s], of_bias * four[2 * next + k]);
+              store_shared(map + i / 8 * of_map * group_units + (i + next) % 8 * 8, sum);
+            }
           }
         }
       });
@@ -294,22 +308,26 @@ class MapBuilder {
       from[u / 4] = weights + unit + (unit / group_units * (rows - 1) + first) * group_units;
     }
     const int count = rows - first < warp_size ? rows - first : warp_size;
-    for (int four = 0; four < count; four += 4) {
+    for (int done = 0; done < count; done += 4) {
       float x[2][4], w[units / 4][4][4];
       DTAG_UNROLLED
-      for (int s = 0; s < 2; ++s) load_four(inputs + s * MapsLayout::most_inputs + four, x[s]);
-      DTAG_UNROLLED
-      for (int k = 0; k < 4; ++k) {
-        const int there = four + k < count ? four + k : four;
-        DTAG_UNROLLED
-        for (int u = 0; u < units / 4; ++u) load(from[u] + there * group_units, w[u][k]);
-      }
+      for (int s = 0; s < 2; ++s) load_four(inputs + s * MapsLayout::most_inputs + done, x[s]);
       DTAG_UNROLLED
       for (int k = 0; k < 4; ++k)
-        DTAG_UNROLLED
-        for (int s = 0; s < 2; ++s)
+        if (done + k < count) {
           DTAG_UNROLLED
-          for (int u = 0; u < units; ++u) lane.z[s][u] = fmaf(x[s][k], w[u / 4][k][u % 4], lane.z[s][u]);
+          for (int u = 0; u < units / 4; ++u) load(from[u] + k * group_units, w[u][k]);
+        }
+      DTAG_UNROLLED
+      for (int u = 0; u < units / 4; ++u) from[u] += 4 * group_units;
+      DTAG_UNROLLED
+      for (int k = 0; k < 4; ++k)
+        if (done + k < count) {
+          DTAG_UNROLLED
+          for (int s = 0; s < 2; ++s)
+            DTAG_UNROLLED
+            for (int u = 0; u < units; ++u) lane.z[s][u] = fmaf(x[s][k], w[u / 4][k][u % 4], lane.z[s][u]);
+        }
     }
   }
 
@@ -346,19 +364,22 @@ class MapBuilder {
 
   // By units that pass or, inverted, by those that do not.
   DTAG_BOTH void multiply(uint32_t inverted) {
-    const int turns = width() / depth;
-    for (int first = 0; first < turns; first += 2) {
+    constexpr int together = slab / depth, part = columns * slab * 2;
+    group_.warps([&](auto& warp) DTAG_INLINED {
+      warp.each([&](Lane& lane, int index) DTAG_INLINED {
+        DTAG_UNROLLED
+        for (int s = 0; s < 2; ++s) lane.next[s] = lane.values[s];
+        lane.next_masks = area(warp.index) + at_.masks + index % 4 * 8;
+      });
+    });
+    for (int at = 0; at < width() / slab; ++at) {
       DTAG_UNROLLED
-      for (int side = 0; side < 2; ++side) {
-        const int turn = first + side;
+      for (int turn = 0; turn < together; ++turn) {
+        const int side = turn % 2;
         group_.warps([&](auto& warp) DTAG_INLINED {
-          warp.each([&](Lane& lane, int index) DTAG_INLINED {
-            fetch(lane, index, warp.index, turn, inverted, lane.a[side]);
-          });
+          warp.each([&](Lane& lane, int) DTAG_INLINED { fetch(lane, inverted, lane.a[side]); });
         });
-        const int together = slab / depth;
-        const int large = at_.weights + turn / together * 2 * columns * 128 + turn % together * 32;
-        const int small = large + columns * 128;
+        const int large = at_.weights + at * 2 * part + turn * depth * 2, small = large + part;
         const auto large_parts = [side](Lane& lane) -> auto& { return lane.a[side][0]; };
         const auto small_parts = [side](Lane& lane) -> auto& { return lane.a[side][1]; };
         group_.fence();
@@ -369,24 +390,24 @@ class MapBuilder {
         group_.template wait<1>();  // for the coefficients of the other side to have been read
       }
     }
-    group_.template wait<0>();
   }
 
-  // A turn's coefficients, where their units pass.
-  DTAG_BOTH void fetch(const Lane& lane, int index, int warp, int turn, uint32_t inverted,
-                       uint32_t (&a)[2][4]) const {
+  // The next coefficients, where their units pass.
+  DTAG_BOTH void fetch(Lane& lane, uint32_t inverted, uint32_t (&a)[2][4]) const {
     DTAG_UNROLLED
     for (int s = 0; s < 2; ++s) {
       int value[4], mask[2];
-      load_four(in_shared<int>(lane.values[s] + turn * lane.step[s]), value);
-      load_two(in_shared<int>(area(warp) + at_.masks + (s * (width() / depth) + turn) * 32 + index % 4 * 8), mask);
+      load_four(in_shared<int>(lane.next[s]), value);
+      load_two(in_shared<int>(lane.next_masks + s * (width() / depth) * 32), mask);
       DTAG_UNROLLED
       for (int half = 0; half < 2; ++half) {
         const uint32_t passes = static_cast<uint32_t>(mask[half]) ^ inverted;
         a[0][2 * half + s] = static_cast<uint32_t>(value[half]) & passes;
         a[1][2 * half + s] = static_cast<uint32_t>(value[2 + half]) & passes;
       }
+      lane.next[s] += lane.step[s];
     }
+    lane.next_masks += 32;
   }
 
   Group group_;
@@ -414,7 +435,7 @@ DTAG_BOTH void build_maps(Block& block, const Job& job, const MapsLayout& at) {
     block.copy(at.weights + part * bytes, weights + part * bytes / 2, bytes);
   }
   block.copy(at.terms, terms, at.bias - at.terms);
-  block.copy(at.bias, critic.second_bias + block.kind() * columns, at.warps - at.bias);
+  block.copy(at.bias, critic.bias_by_quarters + block.kind() * columns, at.warps - at.bias);
   const int tiles = tiles_of(job), stride = block.count() * block.groups_of();
   // A tile a group, of blocks side by side: few are spread over all blocks.
   const auto tile_of = [&](int first, int group) DTAG_INLINED { return first + group * block.count(); };
@@ -428,10 +449,13 @@ DTAG_BOTH void build_maps(Block& block, const Job& job, const MapsLayout& at) {
     });
     if (first == block.index()) block.wait();
     block.groups([&](auto& builder, int group) DTAG_INLINED {
-      if (tile_of(first, group) >= tiles) return;
-      builder.send_for(tile_of(first + stride, group));
-      builder.multiply();
-      builder.give();
+      const bool there = tile_of(first, group) < tiles;
+      if (there) builder.send_for(tile_of(first + stride, group));
+      // One after the other: else all are at it at a time, and then none is.
+      builder.take_turn();
+      if (there) builder.multiply();
+      builder.pass_turn(first + stride >= tiles);
+      if (there) builder.give();
     });
   }
 }

@@ -154,7 +154,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         tensors["transposed"] = _padded(between.mT, width, width)
         tensors["second_bias"] = _padded(biases[1], width)
     if len(critic.hidden) == 2 and precision == "tf32x3":
-        tensors |= _for_tensor_cores(of_action, weights[1], actions, width)
+        tensors |= _for_tensor_cores(of_action, weights[1], biases[1], actions, width)
     finite = torch.stack([tensor.isfinite().all() for tensor in (*weights, *biases)]).all()
     tensors["finite"] = finite.to(torch.int32).reshape(1)
     device = weights[0].device
@@ -173,9 +173,9 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
 
 
 def _for_tensor_cores(
-    of_action: Tensor, between: Tensor, actions: int, width: int
+    of_action: Tensor, between: Tensor, bias: Tensor, actions: int, width: int
 ) -> dict[str, Tensor]:
-    """What csrc/cuda/maps.h multiplies of W_1a [E, H_1, A] and W_2 [E, H_2, H_1].
+    """What csrc/cuda/maps.h takes of W_1a [E, H_1, A], W_2 [E, H_2, H_1] and b_2 [E, H_2].
 
     Every number is split in two half floats, with ten bits of mantissa each as tf32 has, scaled by a
     power of two so that the largest is some 2^14.
@@ -207,6 +207,10 @@ def _for_tensor_cores(
         "halves": exchanged.contiguous(),
         "terms": steps.permute(0, 1, 5, 6, 3, 7, 2, 4).contiguous(),
         "unscale": unscale / of_halves[:, 0],
+        "bias_by_quarters": _padded(bias, width)
+        .reshape(heads, width // block, block // 8, 4, 2)
+        .transpose(2, 3)
+        .contiguous(),
     }
 
 

@@ -164,21 +164,19 @@ class MapBuilder {
   DTAG_BOTH void take_turn() { group_.take_turn(); }
   DTAG_BOTH void pass_turn(bool last) const { group_.pass_turn(last); }
 
-  // Begin to multiply them by the weights.
+  // Their product with the weights.
   DTAG_BOTH void multiply() {
     const float slope = critic_.negative_slope;
     change_sums([](float) DTAG_INLINED { return 0.0f; });
     if (slope != 0.0f) {
       multiply(~0u);
-      group_.template wait<0>();
       change_sums([slope](float sum) DTAG_INLINED { return sum * slope; });
     }
     multiply(0u);
   }
 
-  // The products, to the maps of the tile's rows.
+  // It, to the maps of the tile's rows.
   DTAG_BOTH void give() {
-    group_.template wait<0>();
     const int of_map = 1 + critic_.layout.actions;
     group_.warps([&](auto& warp) DTAG_INLINED {
       warp.each([&](const Lane& lane, int index) DTAG_INLINED {
@@ -390,6 +388,7 @@ class MapBuilder {
         group_.template wait<1>();  // for the coefficients of the other side to have been read
       }
     }
+    group_.template wait<0>();
   }
 
   // The next coefficients, where their units pass.

@@ -51,19 +51,10 @@ class DeviceGroup {
   __device__ __forceinline__ void wait() const {
     wgmma_wait<pending>();
   }
-  __device__ __forceinline__ void take_turn() {
-    if (took_turn_ || index() > 0) asm volatile("bar.sync %0, 256;" ::"r"(1 + index()) : "memory");
-    took_turn_ = true;
-  }
-  __device__ __forceinline__ void pass_turn(bool last) const {
-    const int groups = blockDim.x / (warp_size * warps_of_group), next = index() + 1 < groups ? index() + 1 : 0;
-    if (next > 0 || !last) asm volatile("bar.arrive %0, 256;" ::"r"(1 + next) : "memory");
-  }
 
  private:
   unsigned char* shared_;
   uint32_t bytes_;  // where that is
-  bool took_turn_ = false;
   MapLane<columns, units> lane_;
 };
 
@@ -72,7 +63,7 @@ class DeviceMapBlock {
  public:
   __device__ DeviceMapBlock(const Job& job, const MapsLayout& at, unsigned char* shared)
       : bytes_(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-        barrier_(bytes_ + static_cast<uint32_t>(at.barrier)),
+        barriers_(bytes_ + static_cast<uint32_t>(at.barriers)),
         builder_(DeviceGroup<columns, units>(shared), job, at, kind()) {}
 
   __device__ int kind() const { return blockIdx.x; }
@@ -80,25 +71,31 @@ class DeviceMapBlock {
   __device__ int count() const { return gridDim.y; }
   __device__ int groups_of() const { return blockDim.x / (warp_size * warps_of_group); }
 
-  // One thread sends, and the barrier counts bytes.
-  __device__ __forceinline__ void expect(int bytes) const {
+  // One thread sends, and a barrier for each batch counts bytes.
+  __device__ __forceinline__ void expect(int first, int second) const {
     if (threadIdx.x == 0) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier_) : "memory");
+      for (int batch = 0; batch < 2; ++batch)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier_of(batch)) : "memory");
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier_), "r"(bytes) : "memory");
+      for (int batch = 0; batch < 2; ++batch)
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier_of(batch)),
+                     "r"(batch == 0 ? first : second)
+                     : "memory");
     }
     __syncthreads();
   }
-  __device__ __forceinline__ void copy(int byte, const void* from, int bytes) const {
+  __device__ __forceinline__ void copy(int batch, int byte, const void* from, int bytes) const {
     if (threadIdx.x == 0)
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                       bytes_ + static_cast<uint32_t>(byte)),
-                   "l"(from), "r"(bytes), "r"(barrier_)
-                   : "memory");
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+              bytes_ + static_cast<uint32_t>(byte)),
+          "l"(from), "r"(bytes), "r"(barrier_of(batch))
+          : "memory");
   }
-  __device__ __forceinline__ void wait() const {
+  __device__ __forceinline__ void wait(int batch) const {
     asm volatile(
-        "{ .reg .pred p; L: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0; @!p bra L; }" ::"r"(barrier_)
+        "{ .reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0; @!p bra again; }" ::"r"(
+            barrier_of(batch))
         : "memory");
   }
   template <typename F>
@@ -107,7 +104,9 @@ class DeviceMapBlock {
   }
 
  private:
-  uint32_t bytes_, barrier_;  // where the shared memory is, and its barrier
+  __device__ uint32_t barrier_of(int batch) const { return barriers_ + 8u * static_cast<uint32_t>(batch); }
+
+  uint32_t bytes_, barriers_;  // where the shared memory is, and its barriers
   MapBuilder<columns, units, DeviceGroup<columns, units>> builder_;
 };
 
@@ -161,8 +160,7 @@ cudaError_t launch_maps(const Job& job, int device, cudaStream_t stream) {
   const int tiles = tiles_of(job);
   const int blocks = std::min(tiles, std::max(1, multiprocessors / kinds));
   int groups = std::min(most_groups, (tiles + blocks - 1) / blocks);
-  while (groups > 1 && MapsLayout(critic, groups).bytes > most_bytes) --groups;
-  const MapsLayout layout(critic, groups);
+  const MapsLayout layout = MapsLayout::within(most_bytes, critic, &groups);
   const MapsKernel kernel = kernel_for(critic.layout.width);
   const dim3 grid(static_cast<unsigned>(kinds), static_cast<unsigned>(blocks));
   kernel<<<grid, groups * warps_of_group * warp_size, layout.bytes, stream>>>(job, layout);

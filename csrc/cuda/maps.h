@@ -46,27 +46,39 @@ struct MapsLayout {
   int weights;  // [P / 64, 2, columns, 64] half floats, swizzled: W_2, its large parts and its small ones
   int terms;    // [P / 16, slots, 8, 4, 4] pairs of half floats: W_1a; PackedCritic
   int bias;     // [4, columns / 8, 2]: b_2, of a quarter of the threads what they need of it together
+  int first;    // [P], b_1; [P / 64, S by fours, 64], W_1s^T; and [P / 64, actions, 64], W_1a^T
+  bool keeps_first;  // or that is read where it is, for want of room
   int warps;    // what every warp has
   int values;   // there [2, P / 16, 4, 4] pairs of half floats: z_1 of its two slots, as in terms
   int masks;    // there [2, P / 16, 4, 2] pairs of 16 bits: which units pass
   int inputs;   // there [2, most_inputs] floats: of the observation, and the action from 32 on
   int bytes_of_warp;
-  int barrier;  // 8 bytes
+  int barriers;  // two, 8 bytes each
   int bytes;    // of all
 
-  MapsLayout(const PackedCritic& critic, int groups) {
+  MapsLayout(const PackedCritic& critic, int groups, bool keeps_first) : keeps_first(keeps_first) {
     const int width = critic.layout.width, columns = columns_of_maps(width);
     slots = slots_of_row(critic.layout.actions);
     weights = 0;
     terms = weights + 4 * width * columns;
     bias = terms + width / depth * slots * 8 * 64;
-    warps = bias + 4 * columns;
+    first = bias + 4 * columns;
+    warps = first + (keeps_first ? 4 * width * (1 + observation_rows(critic) + critic.layout.actions) : 0);
     values = 0;
     masks = values + 2 * width / depth * 64;
     inputs = masks + 2 * width / depth * 32;
     bytes_of_warp = inputs + 2 * most_inputs * 4;
-    barrier = warps + groups * warps_of_group * bytes_of_warp;
-    bytes = barrier + 8;
+    barriers = warps + groups * warps_of_group * bytes_of_warp;
+    bytes = barriers + 16;
+  }
+
+  // Of as many groups as there is room for, up to so many.
+  static MapsLayout within(int most_bytes, const PackedCritic& critic, int* groups) {
+    for (;; --*groups)
+      for (const bool keeps_first : {true, false}) {
+        const MapsLayout layout(critic, *groups, keeps_first);
+        if (layout.bytes <= most_bytes || (*groups == 1 && !keeps_first)) return layout;
+      }
   }
 };
 
@@ -92,8 +104,6 @@ struct MapLane {
 //                            warp.largest(g): of g(lane), to all
 //   multiply(a, byte)        to every lane's d the product of a(lane) and the weights from `byte` on, as wgmma()
 //   fence(), commit(), wait<pending>()
-//   take_turn()              wait for the group before to have passed its turn: the first after the last
-//   pass_turn(last)          last: of the group's
 template <int columns, int units, typename Group>
 class MapBuilder {
  public:
@@ -160,9 +170,6 @@ class MapBuilder {
       warp.sync();
     });
   }
-
-  DTAG_BOTH void take_turn() { group_.take_turn(); }
-  DTAG_BOTH void pass_turn(bool last) const { group_.pass_turn(last); }
 
   // Their product with the weights.
   DTAG_BOTH void multiply() {
@@ -231,10 +238,15 @@ class MapBuilder {
 
   // A lane's units, as to their z_1: four by four.
   DTAG_BOTH static int unit_of(int index, int u) { return u / 4 * far_units + index * 4 + u % 4; }
-  // Where its weights are; of units that are not there, those of others.
-  DTAG_BOTH int weights_of(int index, int u) const {
+  // The same, but of units that are not there others.
+  DTAG_BOTH int unit_there(int index, int u) const {
     const int unit = unit_of(index, u);
-    return head_ * width() + (unit < width() ? unit : 0);
+    return unit < width() ? unit : 0;
+  }
+  // Of the head, from one of the arrays [E, P, ...] that `first` of the layout is made of.
+  DTAG_BOTH const float* first_layer(const float* array, int rows, int rows_before) const {
+    return at_.keeps_first ? in_shared<float>(at_.first) + rows_before * width()
+                           : array + head_ * width() * rows;
   }
 
   DTAG_BOTH void begin_tile(Lane& lane, int index, int tile, int warp) const {
@@ -252,7 +264,7 @@ class MapBuilder {
     DTAG_UNROLLED
     for (int u = 0; u < units; u += 4) {
       float bias[4];
-      load(critic_.first_bias + weights_of(index, u), bias);
+      load_four(first_layer(critic_.first_bias, 1, 0) + unit_there(index, u), bias);
       DTAG_UNROLLED
       for (int i = 0; i < 4; ++i) lane.z[0][u + i] = lane.z[1][u + i] = bias[i];
     }
@@ -279,7 +291,7 @@ class MapBuilder {
       });
       warp.sync();
       warp.each([&](Lane& lane, int index) DTAG_INLINED {
-        add_inputs(lane, index, critic_.observation_weights, rows, first, inputs);
+        add_inputs(lane, index, first_layer(critic_.observation_weights, rows, 1), rows, first, inputs);
       });
     }
     warp.each([&](Lane& lane, int index) DTAG_INLINED {
@@ -292,17 +304,18 @@ class MapBuilder {
           if (unit_of(index, u) < width()) store_shared(shares_of(lane.row[s]) + first_unit_ + unit_of(index, u), four);
         }
       }
-      add_inputs(lane, index, critic_.action_weights, critic_.layout.actions, 0, inputs + warp_size);
+      const int actions = critic_.layout.actions;
+      add_inputs(lane, index, first_layer(critic_.action_weights, actions, 1 + rows), actions, 0, inputs + warp_size);
     });
   }
 
-  // Up to 32 of the `rows` inputs whose weights are [E, P / 64, rows, 64], from `first` on; 0 beyond the last.
+  // Up to 32 of the `rows` inputs whose weights are [P / 64, rows, 64], from `first` on.
   DTAG_BOTH void add_inputs(Lane& lane, int index, const float* weights, int rows, int first,
                             const float* inputs) const {
     const float* from[units / 4];
     DTAG_UNROLLED
     for (int u = 0; u < units; u += 4) {
-      const int unit = weights_of(index, u);
+      const int unit = unit_there(index, u);
       from[u / 4] = weights + unit + (unit / group_units * (rows - 1) + first) * group_units;
     }
     const int count = rows - first < warp_size ? rows - first : warp_size;
@@ -314,7 +327,7 @@ class MapBuilder {
       for (int k = 0; k < 4; ++k)
         if (done + k < count) {
           DTAG_UNROLLED
-          for (int u = 0; u < units / 4; ++u) load(from[u] + k * group_units, w[u][k]);
+          for (int u = 0; u < units / 4; ++u) load_four(from[u] + k * group_units, w[u][k]);
         }
       DTAG_UNROLLED
       for (int u = 0; u < units / 4; ++u) from[u] += 4 * group_units;
@@ -419,8 +432,9 @@ class MapBuilder {
 // What a block does: it has W_2 for some units of a head, and takes tile after tile.
 //   kind()                   which units it has
 //   index(), count()         of the blocks of a kind
-//   copy(byte, from, bytes)  send to shared memory
-//   wait()                   for what was sent to be seen by all, tensor cores too
+//   expect(bytes...)         in the first batch of what is copied, and in the second
+//   copy(batch, byte, from, bytes)   send to shared memory
+//   wait(batch)              for it to be seen by all, tensor cores too
 //   groups(f)                f(builder, index) by each of its warpgroups, of which there are groups_of()
 template <int columns, typename Block>
 DTAG_BOTH void build_maps(Block& block, const Job& job, const MapsLayout& at) {
@@ -428,13 +442,22 @@ DTAG_BOTH void build_maps(Block& block, const Job& job, const MapsLayout& at) {
   const int width = critic.layout.width, slabs = width / slab, head = block.kind() * columns / width;
   const auto* const weights = static_cast<const uint16_t*>(critic.halves) + block.kind() * columns * width * 2;
   const auto* const terms = static_cast<const uint16_t*>(critic.terms) + head * (at.bias - at.terms) / 2;
-  block.expect(at.warps);
+  block.expect(at.warps - at.terms, at.terms - at.weights);
+  block.copy(0, at.terms, terms, at.bias - at.terms);
+  block.copy(0, at.bias, critic.bias_by_quarters + block.kind() * columns, at.first - at.bias);
+  if (at.keeps_first) {
+    const auto copy_rows = [&](int before, const float* array, int rows) DTAG_INLINED {
+      block.copy(0, at.first + 4 * width * before, array + head * width * rows, 4 * width * rows);
+    };
+    const int rows = observation_rows(critic), actions = critic.layout.actions;
+    copy_rows(0, critic.first_bias, 1);
+    copy_rows(1, critic.observation_weights, rows);
+    copy_rows(1 + rows, critic.action_weights, actions);
+  }
   for (int i = 0; i < slabs; ++i) {
     const int part = (i + block.index()) % slabs, bytes = 4 * columns * slab;  // not all blocks the same at once
-    block.copy(at.weights + part * bytes, weights + part * bytes / 2, bytes);
+    block.copy(1, at.weights + part * bytes, weights + part * bytes / 2, bytes);
   }
-  block.copy(at.terms, terms, at.bias - at.terms);
-  block.copy(at.bias, critic.bias_by_quarters + block.kind() * columns, at.warps - at.bias);
   const int tiles = tiles_of(job), stride = block.count() * block.groups_of();
   // A tile a group, of blocks side by side: few are spread over all blocks.
   const auto tile_of = [&](int first, int group) DTAG_INLINED { return first + group * block.count(); };
@@ -442,19 +465,17 @@ DTAG_BOTH void build_maps(Block& block, const Job& job, const MapsLayout& at) {
     builder.begin();
     builder.send_for(tile_of(block.index(), group));
   });
+  block.wait(0);
   for (int first = block.index(); first == block.index() || first < tiles; first += stride) {
     block.groups([&](auto& builder, int group) DTAG_INLINED {
       if (tile_of(first, group) < tiles) builder.prepare(tile_of(first, group));
     });
-    if (first == block.index()) block.wait();
+    if (first == block.index()) block.wait(1);
     block.groups([&](auto& builder, int group) DTAG_INLINED {
-      const bool there = tile_of(first, group) < tiles;
-      if (there) builder.send_for(tile_of(first + stride, group));
-      // One after the other: else all are at it at a time, and then none is.
-      builder.take_turn();
-      if (there) builder.multiply();
-      builder.pass_turn(first + stride >= tiles);
-      if (there) builder.give();
+      if (tile_of(first, group) >= tiles) return;
+      builder.send_for(tile_of(first + stride, group));
+      builder.multiply();
+      builder.give();
     });
   }
 }

@@ -42,10 +42,11 @@ void run(const Job& job, Kind kind) {
 
 template <int columns, int units>
 void build(const Job& job) {
-  const MapsLayout at(job.critic, 2);
+  int groups = 2;
+  const MapsLayout at = MapsLayout::within(227 << 10, job.critic, &groups);
   for (int kind = 0; kind < job.critic.heads * job.critic.layout.width / columns; ++kind)
     for (int index = 1; index >= 0; --index) {
-      HostMapBlock<columns, units> block(job, at, {kind, index, 2, 2});
+      HostMapBlock<columns, units> block(job, at, {kind, index, 2, groups});
       build_maps<columns>(block, job, at);
     }
 }

@@ -58,8 +58,6 @@ class HostGroup {
     last_.push_back([this, a_of, byte] { product(a_of, byte); });
   }
   void fence() const {}
-  void take_turn() const {}
-  void pass_turn(bool) const {}
   void commit() {
     groups_.push_back(last_);
     last_.clear();
@@ -121,16 +119,15 @@ class HostMapBlock {
   int groups_of() const { return place_.groups; }
 
   // As many bytes as are sent.
-  void expect(int bytes) { expected_ = bytes; }
-  void copy(int byte, const void* from, int bytes) {
-    expected_ -= bytes;
+  void expect(int first, int second) { expected_[0] = first, expected_[1] = second; }
+  void copy(int batch, int byte, const void* from, int bytes) {
+    expected_[batch] -= bytes;
     if (byte % 16 != 0 || bytes % 16 != 0) throw std::logic_error("16 bytes are copied at a time");
-    copies_.push_back([this, byte, from, bytes] { std::memcpy(memory_.data() + byte, from, bytes); });
+    copies_[batch].push_back([this, byte, from, bytes] { std::memcpy(memory_.data() + byte, from, bytes); });
   }
-  void wait() {
-    if (expected_ != 0) throw std::logic_error("waits for other bytes than were sent");
-    for (const auto& copy : copies_) copy();
-    copies_.clear();
+  void wait(int batch) {
+    if (expected_[batch] != 0) throw std::logic_error("waits for other bytes than were sent");
+    for (const auto& copy : copies_[batch]) copy();
   }
   template <typename F>
   void groups(F f) {
@@ -139,9 +136,9 @@ class HostMapBlock {
 
  private:
   Place place_;
-  int expected_ = 0;
+  int expected_[2] = {};
   std::vector<unsigned char> memory_;
-  std::vector<std::function<void()>> copies_;
+  std::vector<std::function<void()>> copies_[2];
   std::vector<MapBuilder<columns, units, HostGroup<columns, units>>> builders_;
 };
 

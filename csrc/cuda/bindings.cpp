@@ -83,7 +83,6 @@ PackedCritic pack(int observation_dim, int action_dim, int heads, const std::vec
     critic.halves = pointer<void>(addresses, "halves");
     critic.terms = pointer<void>(addresses, "terms");
     critic.unscale = pointer<float>(addresses, "unscale");
-    critic.bias_by_quarters = pointer<float>(addresses, "bias_by_quarters");
   }
   critic.output = pointer<float>(addresses, "output");
   critic.output_bias = pointer<float>(addresses, "output_bias");

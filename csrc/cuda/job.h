@@ -41,6 +41,8 @@ DTAG_BOTH constexpr int units_of_lean(int actions) { return 2 * units_per_thread
 DTAG_BOTH constexpr int blocks_of_cluster(int actions) { return 2 * units_per_thread(actions); }
 // Hidden units that lie together in arrays with rows for each action dimension.
 constexpr int group_units = 64;
+// The same in maps that a kernel before the walk's builds.
+constexpr int units_together = 16;
 // From four units of a thread to four more. A warp's threads read four each at once, neighbours of their
 // neighbours'.
 constexpr int far_units = 4 * warp_size;
@@ -99,7 +101,6 @@ struct PackedCritic {
   const void* halves = nullptr;                // [E, P / columns, P / 64, 2, columns, 64], swizzled: W_2 by units
   const void* terms = nullptr;                 // [E, P / 16, slots, 8, 4, 2, 2, 2], W_1a
   const float* unscale = nullptr;              // [E, slots * 8]
-  const float* bias_by_quarters = nullptr;     // [E, P / columns, 4, columns / 8, 2], b_2
   const float* second_bias = nullptr;          // [E, P]; null with one layer
   const float* output = nullptr;               // [E, P]
   const float* output_bias = nullptr;          // [E]
@@ -116,7 +117,7 @@ DTAG_BOTH int threads_of(const PackedCritic& critic, int units) {
   return critic.heads * critic.layout.width / units;
 }
 // Floats of the observation's shares of z_1 and of the maps at a row's action: [E, P] and then
-// [E, P / 64, 1 + actions, 64].
+// [E, P / 16, 1 + actions, 16].
 DTAG_BOTH int64_t floats_of_maps(const PackedCritic& critic) {
   return static_cast<int64_t>(2 + critic.layout.actions) * critic.heads * critic.layout.width;
 }

@@ -56,7 +56,7 @@ class Listed : public Region<actions, Precision, Team> {
   DTAG_BOTH void take_given() {
     wait_for_kernel_before();
     const float* const shares = job_.maps + row_ * floats_of_maps(critic_);
-    take_map(shares + critic_.heads * width());
+    take_map<units_together>(shares + critic_.heads * width());
     team_.sync();  // all have done with the row before
     team_.each([&](Unit&, const Seat& here) {
       const Seat seat = anew(here);
@@ -67,7 +67,7 @@ class Listed : public Region<actions, Precision, Team> {
   }
 
   // From there to the threads of the units.
-  DTAG_BOTH void take_map() { take_map(team_.shared() + at_.map); }
+  DTAG_BOTH void take_map() { take_map<group_units>(team_.shared() + at_.map); }
 
  protected:
   using Base::at_;
@@ -84,13 +84,14 @@ class Listed : public Region<actions, Precision, Team> {
 
   static constexpr int most = SharedLayout::listed_together;
 
-  // One of [E, P / 64, 1 + actions, 64].
+  // One of [E, P / group, 1 + actions, group].
+  template <int group>
   DTAG_BOTH void take_map(const float* map) {
     team_.each([&](Unit& thread, const Seat& here) {
-      const float* const from = map + this->by_groups(anew(here), 1 + actions);
+      const float* const from = map + this->template by_groups<group>(anew(here), 1 + actions);
       DTAG_UNROLLED
       for (int i = 0; i <= actions; ++i)
-        load_shared(from + i * group_units, thread.map[i], far_units * (1 + actions));
+        load_shared(from + i * group, thread.map[i], far_units * (1 + actions));
     });
   }
 

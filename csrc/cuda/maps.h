@@ -41,16 +41,19 @@ DTAG_BOTH int tiles_of(const Job& job) {
 // The shared memory of a block, by offsets in bytes.
 struct MapsLayout {
   static constexpr int most_inputs = 2 * warp_size;  // that a warp has at a time of a row
+  // Bytes of a turn, of 16 units: those of values so that lanes that write some do not meet.
+  static constexpr int values_of_turn = 64 + 16, masks_of_turn = 32;
 
   int slots;    // of a row
   int weights;  // [P / 64, 2, columns, 64] half floats, swizzled: W_2, its large parts and its small ones
   int terms;    // [P / 16, slots, 8, 4, 4] pairs of half floats: W_1a; PackedCritic
-  int bias;     // [4, columns / 8, 2]: b_2, of a quarter of the threads what they need of it together
+  int bias;     // [columns], b_2
   int first;    // [P], b_1; [P / 64, S by fours, 64], W_1s^T; and [P / 64, actions, 64], W_1a^T
   bool keeps_first;  // or that is read where it is, for want of room
   int warps;    // what every warp has
-  int values;   // there [2, P / 16, 4, 4] pairs of half floats: z_1 of its two slots, as in terms
+  int values;   // there [2, P / 16, 4, 4 and 4 more] pairs of half floats: z_1 of its two slots, as in terms
   int masks;    // there [2, P / 16, 4, 2] pairs of 16 bits: which units pass
+  int values_of_slot, masks_of_slot;
   int inputs;   // there [2, most_inputs] floats: of the observation, and the action from 32 on
   int bytes_of_warp;
   int barriers;  // two, 8 bytes each
@@ -64,9 +67,12 @@ struct MapsLayout {
     bias = terms + width / depth * slots * 8 * 64;
     first = bias + 4 * columns;
     warps = first + (keeps_first ? 4 * width * (1 + observation_rows(critic) + critic.layout.actions) : 0);
+    values_of_slot = width / depth * values_of_turn;
+    masks_of_slot = width / depth * masks_of_turn;
     values = 0;
-    masks = values + 2 * width / depth * 64;
-    inputs = masks + 2 * width / depth * 32;
+    masks = values + 2 * values_of_slot;
+    // After the last turn one more is read, for nothing.
+    inputs = masks + 2 * masks_of_slot + masks_of_turn;
     bytes_of_warp = inputs + 2 * most_inputs * 4;
     barriers = warps + groups * warps_of_group * bytes_of_warp;
     bytes = barriers + 16;
@@ -92,6 +98,7 @@ struct MapLane {
   // sums are to be multiplied by.
   int row[2], column[2], values[2], step[2];
   int next[2], next_masks;  // where the next turn's are
+  int fetched[2][4], fetched_masks[2][2];  // of it
   float unscale[2];
   uint32_t a[2][2][4];   // coefficients of two turns, their large and their small parts
   float d[columns / 2];  // sums
@@ -175,11 +182,14 @@ class MapBuilder {
   DTAG_BOTH void multiply() {
     const float slope = critic_.negative_slope;
     change_sums([](float) DTAG_INLINED { return 0.0f; });
-    if (slope != 0.0f) {
-      multiply(~0u);
+#ifdef __CUDA_ARCH__
+#pragma unroll 1
+#endif
+    for (bool pass = slope == 0.0f;; pass = true) {
+      multiply(pass ? 0u : ~0u);
+      if (pass) return;
       change_sums([slope](float sum) DTAG_INLINED { return sum * slope; });
     }
-    multiply(0u);
   }
 
   // It, to the maps of the tile's rows.
@@ -190,21 +200,16 @@ class MapBuilder {
         DTAG_UNROLLED
         for (int s = 0; s < 2; ++s) {
           if (lane.row[s] >= job_.rows || lane.column[s] >= of_map) continue;
-          float* const map = maps_of(lane.row[s]) + first_unit_ * of_map + lane.column[s] * group_units + index % 4 * 2;
-          const float* const bias = in_shared<float>(at_.bias) + index % 4 * (columns / 4);
-          const float of_bias = lane.column[s] == 0 ? 1.0f : 0.0f;
+          // A lane has four neighbouring units of each sixteen (refinement/cuda.py has them in that order).
+          float* const map = maps_of(lane.row[s]) + first_unit_ * of_map + lane.column[s] * units_together + index % 4 * 4;
+          const float* const bias = in_shared<float>(at_.bias) + index % 4 * 4;
           DTAG_UNROLLED
-          for (int i = 0; i < columns / 8; i += 2) {
-            float four[4];
-            load_four(bias + 2 * i, four);
+          for (int i = 0; i < columns / units_together; ++i) {
+            float sum[4] = {};
+            if (lane.column[s] == 0) load_four(bias + i * units_together, sum);
             DTAG_UNROLLED
-            for (int next = 0; next < 2; ++next) {
-              float sum[2];
-              DTAG_UNROLLED
-              for (int k = 0; k < 2; ++k)
-                sum[k] = fmaf(lane.d[4 * (i + next) + 2 * s + k], lane.unscale[s], of_bias * four[2 * next + k]);
-              store_shared(map + i / 8 * of_map * group_units + (i + next) % 8 * 8, sum);
-            }
+            for (int k = 0; k < 4; ++k) sum[k] = fmaf(lane.d[8 * i + k / 2 * 4 + 2 * s + k % 2], lane.unscale[s], sum[k]);
+            store_four(map + i * of_map * units_together, sum);
           }
         }
       });
@@ -256,9 +261,9 @@ class MapBuilder {
       const int column = (slot_of(tile, warp, s) - lane.row[s] * at_.slots) * 8 + index / 4;
       const int part = index % 4 * 16;
       lane.column[s] = column;
-      lane.values[s] = column == 0 ? area(warp) + at_.values + s * (width() / depth) * 64 + part
+      lane.values[s] = column == 0 ? area(warp) + at_.values + s * at_.values_of_slot + part
                                    : at_.terms + column * 64 + part;
-      lane.step[s] = column == 0 ? 64 : at_.slots * 8 * 64;
+      lane.step[s] = column == 0 ? MapsLayout::values_of_turn : at_.slots * 8 * 64;
       lane.unscale[s] = critic_.unscale[head_ * at_.slots * 8 + column];
     }
     DTAG_UNROLLED
@@ -301,7 +306,7 @@ class MapBuilder {
         DTAG_UNROLLED
         for (int u = 0; u < units; u += 4) {
           const float four[4] = {lane.z[s][u], lane.z[s][u + 1], lane.z[s][u + 2], lane.z[s][u + 3]};
-          if (unit_of(index, u) < width()) store_shared(shares_of(lane.row[s]) + first_unit_ + unit_of(index, u), four);
+          if (unit_of(index, u) < width()) store_four(shares_of(lane.row[s]) + first_unit_ + unit_of(index, u), four);
         }
       }
       const int actions = critic_.layout.actions;
@@ -344,16 +349,17 @@ class MapBuilder {
 
   // z_1 as coefficients of c, and which units pass.
   DTAG_BOTH void put(const Lane& lane, int index, int area, int s, float scale) const {
-    const int turns = width() / depth;
     DTAG_UNROLLED
     for (int u = 0; u < units; u += 4) {
       const int unit = unit_of(index, u);
       if (unit >= width()) break;
       // Pairs t and t + 4 of eight are neighbours, as a lane takes them.
-      const int turn = s * turns + unit / depth, pair = unit % depth / 2;
+      const int turn = unit / depth, pair = unit % depth / 2;
       const int at = pair % 4 * 2 + pair / 4;
-      uint32_t* const value = in_shared<uint32_t>(area + at_.values + turn * 64) + at + at / 2 * 2;
-      uint32_t* const mask = in_shared<uint32_t>(area + at_.masks + turn * 32) + at;
+      const int values = area + at_.values + s * at_.values_of_slot + turn * MapsLayout::values_of_turn;
+      const int masks = area + at_.masks + s * at_.masks_of_slot + turn * MapsLayout::masks_of_turn;
+      uint32_t* const value = in_shared<uint32_t>(values) + at + at / 2 * 2;
+      uint32_t* const mask = in_shared<uint32_t>(masks) + at;
       DTAG_UNROLLED
       for (int next = 0; next < 2; ++next) {  // pairs, of which the second lies a quad on
         const float* const z = lane.z[s] + u + 2 * next;
@@ -381,14 +387,19 @@ class MapBuilder {
         DTAG_UNROLLED
         for (int s = 0; s < 2; ++s) lane.next[s] = lane.values[s];
         lane.next_masks = area(warp.index) + at_.masks + index % 4 * 8;
+        fetch(lane);
       });
     });
     for (int at = 0; at < width() / slab; ++at) {
       DTAG_UNROLLED
       for (int turn = 0; turn < together; ++turn) {
         const int side = turn % 2;
+        // The next turn's before the products, which keep shared memory busy; after the last for nothing.
         group_.warps([&](auto& warp) DTAG_INLINED {
-          warp.each([&](Lane& lane, int) DTAG_INLINED { fetch(lane, inverted, lane.a[side]); });
+          warp.each([&](Lane& lane, int) DTAG_INLINED {
+            let_pass(lane, inverted, lane.a[side]);
+            fetch(lane);
+          });
         });
         const int large = at_.weights + at * 2 * part + turn * depth * 2, small = large + part;
         const auto large_parts = [side](Lane& lane) -> auto& { return lane.a[side][0]; };
@@ -404,22 +415,29 @@ class MapBuilder {
     group_.template wait<0>();
   }
 
-  // The next coefficients, where their units pass.
-  DTAG_BOTH void fetch(Lane& lane, uint32_t inverted, uint32_t (&a)[2][4]) const {
+  // Send for the coefficients of the next turn, and for which of them count.
+  DTAG_BOTH void fetch(Lane& lane) const {
     DTAG_UNROLLED
     for (int s = 0; s < 2; ++s) {
-      int value[4], mask[2];
-      load_four(in_shared<int>(lane.next[s]), value);
-      load_two(in_shared<int>(lane.next_masks + s * (width() / depth) * 32), mask);
-      DTAG_UNROLLED
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t passes = static_cast<uint32_t>(mask[half]) ^ inverted;
-        a[0][2 * half + s] = static_cast<uint32_t>(value[half]) & passes;
-        a[1][2 * half + s] = static_cast<uint32_t>(value[2 + half]) & passes;
-      }
+      // Both slots' are mostly the same.
+      if (s == 0 || lane.values[1] != lane.values[0])
+        load_four(in_shared<int>(lane.next[s]), lane.fetched[s]);
+      else
+        for (int i = 0; i < 4; ++i) lane.fetched[s][i] = lane.fetched[0][i];
+      load_two(in_shared<int>(lane.next_masks + s * at_.masks_of_slot), lane.fetched_masks[s]);
       lane.next[s] += lane.step[s];
     }
-    lane.next_masks += 32;
+    lane.next_masks += MapsLayout::masks_of_turn;
+  }
+  DTAG_BOTH static void let_pass(const Lane& lane, uint32_t inverted, uint32_t (&a)[2][4]) {
+    DTAG_UNROLLED
+    for (int s = 0; s < 2; ++s)
+      DTAG_UNROLLED
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t passes = static_cast<uint32_t>(lane.fetched_masks[s][half]) ^ inverted;
+        a[0][2 * half + s] = static_cast<uint32_t>(lane.fetched[s][half]) & passes;
+        a[1][2 * half + s] = static_cast<uint32_t>(lane.fetched[s][2 + half]) & passes;
+      }
   }
 
   Group group_;
@@ -444,7 +462,7 @@ DTAG_BOTH void build_maps(Block& block, const Job& job, const MapsLayout& at) {
   const auto* const terms = static_cast<const uint16_t*>(critic.terms) + head * (at.bias - at.terms) / 2;
   block.expect(at.warps - at.terms, at.terms - at.weights);
   block.copy(0, at.terms, terms, at.bias - at.terms);
-  block.copy(0, at.bias, critic.bias_by_quarters + block.kind() * columns, at.first - at.bias);
+  block.copy(0, at.bias, critic.second_bias + block.kind() * columns, at.first - at.bias);
   if (at.keeps_first) {
     const auto copy_rows = [&](int before, const float* array, int rows) DTAG_INLINED {
       block.copy(0, at.first + 4 * width * before, array + head * width * rows, 4 * width * rows);

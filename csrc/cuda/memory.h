@@ -82,7 +82,7 @@ DTAG_BOTH void load_shared(const float* from, float (&into)[count], int far = 4)
     }
   }
 }
-// To the shared memory of any block of a cluster, or to global memory.
+// To the shared memory of any block of a cluster.
 template <int count>
 DTAG_BOTH void store_shared(float* to, const float (&from)[count], int far = 4) {
 #ifdef __CUDA_ARCH__
@@ -93,6 +93,16 @@ DTAG_BOTH void store_shared(float* to, const float (&from)[count], int far = 4) 
         make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
 #else
   for (int i = 0; i < count; ++i) to[i / 4 * far + i % 4] = from[i];
+#endif
+}
+// To global memory, with one instruction, which the compiler else takes apart.
+DTAG_BOTH void store_four(float* to, const float (&from)[4]) {
+#ifdef __CUDA_ARCH__
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(from[0]), "f"(from[1]),
+               "f"(from[2]), "f"(from[3])
+               : "memory");
+#else
+  store_shared(to, from);
 #endif
 }
 // To the block's own, if so: without a branch, which takes longer.

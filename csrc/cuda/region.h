@@ -45,8 +45,9 @@ class Region {
   DTAG_BOTH int in_head(const Seat& seat) const { return seat.first - seat.head * width(); }
   // The first of a thread's units in the first of `rows` rows of an array [E, P / 64, rows, 64]: a
   // group's rows lie together, so that they are as far apart in every critic.
+  template <int group = group_units>
   DTAG_BOTH static int by_groups(const Seat& seat, int rows) {
-    return seat.first + seat.first / group_units * group_units * (rows - 1);
+    return seat.first + seat.first / group * group * (rows - 1);
   }
   // The first of a thread's units in one of the arrays [E, P] of shared memory.
   DTAG_BOTH float* own(int array, const Seat& seat) const {

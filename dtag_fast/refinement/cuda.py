@@ -154,7 +154,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         tensors["transposed"] = _padded(between.mT, width, width)
         tensors["second_bias"] = _padded(biases[1], width)
     if len(critic.hidden) == 2 and precision == "tf32x3":
-        tensors |= _for_tensor_cores(of_action, weights[1], biases[1], actions, width)
+        tensors |= _for_tensor_cores(of_action, weights[1], actions, width)
     finite = torch.stack([tensor.isfinite().all() for tensor in (*weights, *biases)]).all()
     tensors["finite"] = finite.to(torch.int32).reshape(1)
     device = weights[0].device
@@ -173,9 +173,9 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
 
 
 def _for_tensor_cores(
-    of_action: Tensor, between: Tensor, bias: Tensor, actions: int, width: int
+    of_action: Tensor, between: Tensor, actions: int, width: int
 ) -> dict[str, Tensor]:
-    """What csrc/cuda/maps.h takes of W_1a [E, H_1, A], W_2 [E, H_2, H_1] and b_2 [E, H_2].
+    """What csrc/cuda/maps.h multiplies of W_1a [E, H_1, A] and W_2 [E, H_2, H_1].
 
     Every number is split in two half floats, with ten bits of mantissa each as tf32 has, scaled by a
     power of two so that the largest is some 2^14.
@@ -198,19 +198,17 @@ def _for_tensor_cores(
     # [E, k-steps of 16: half, quad, pair; slot, column, part], to the order in which threads take them.
     steps = columns.reshape(heads, width // 16, 2, 4, 2, slots, 8, 2)
     # Blocks of units, which copy theirs as they lie here: 64 of a unit's weights together, in pieces of
-    # eight that are exchanged as swizzled() in csrc/cuda/wgmma.cuh says.
+    # eight that are exchanged as swizzled() in csrc/cuda/wgmma.cuh says. Units are ordered so that the four
+    # pairs of sixteen that a lane gets sums of are neighbours: 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, ...
     block = _load().columns_of_maps(width)
-    of_blocks = halves.reshape(heads, width // block, block, width // 64, 8, 8, 2)
+    order = torch.arange(width).reshape(-1, 4, 2, 2).transpose(1, 2).flatten().to(halves.device)
+    of_blocks = halves[:, order].reshape(heads, width // block, block, width // 64, 8, 8, 2)
     pieces = torch.arange(8) ^ torch.arange(block)[:, None] % 8
     exchanged = of_blocks.permute(0, 1, 3, 6, 2, 4, 5)[..., torch.arange(block)[:, None], pieces.to(halves.device), :]
     return {
         "halves": exchanged.contiguous(),
         "terms": steps.permute(0, 1, 5, 6, 3, 7, 2, 4).contiguous(),
         "unscale": unscale / of_halves[:, 0],
-        "bias_by_quarters": _padded(bias, width)
-        .reshape(heads, width // block, block // 8, 4, 2)
-        .transpose(2, 3)
-        .contiguous(),
     }
 
 

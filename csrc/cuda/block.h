@@ -11,6 +11,7 @@ namespace dtag::cuda {
 template <typename Block>
 DTAG_BOTH void build_apart(Block& block) {
   block.teams([&](auto& walk, int rank) DTAG_INLINED {
+    if (walk.has_slice()) walk.await_slice();
     if (walk.builds()) walk.add_part(rank);
   });
   block.wait();  // for all blocks to be there, and for the map before to have been taken
@@ -34,8 +35,8 @@ template <int actions, int blocks, typename Precision, typename Block>
 DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   constexpr bool apart = blocks > 1;
   for (int64_t row = block.index(); row < job.rows; row += block.count()) {
-    if constexpr (apart) block.arrive();
-    block.teams([&](auto& walk, int) DTAG_INLINED { walk.take(row, apart); });
+    if constexpr (apart) block.arrive_relaxed();
+    block.teams([&](auto& walk, int rank) DTAG_INLINED { walk.take(row, apart, rank); });
     if constexpr (apart) build_apart(block);
     block.teams([&](auto& walk, int rank) DTAG_INLINED {
       if (rank == 0) walk.finish();

@@ -1,7 +1,6 @@
 // Teams and blocks on the device; what they do is said in team.h and block.h.
 #pragma once
 
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include "job.h"
@@ -114,6 +113,32 @@ class DeviceTeam {
     f(unit_, seat_);
   }
 
+  // By the engine that copies, which needs no thread until it is done.
+  __device__ __forceinline__ void send(int mark, void* to, const char* from, int bytes, int n, int apart) const {
+#if DTAG_CLUSTERS
+    if (threadIdx.x != 0) return;
+    const unsigned barrier = address(shared_ + mark);
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(n * bytes)
+                 : "memory");
+    for (int i = 0; i < n; ++i)
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+              address(to) + i * bytes),
+          "l"(from + static_cast<int64_t>(i) * apart), "r"(bytes), "r"(barrier)
+          : "memory");
+#endif
+  }
+  __device__ __forceinline__ void await_sent(int mark) const {
+#if DTAG_CLUSTERS
+    asm volatile(
+        "{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0; @!p bra AGAIN; }" ::"r"(
+            address(shared_ + mark))
+        : "memory");
+#endif
+  }
+
   __device__ __forceinline__ void sync() const { __syncthreads(); }
 
   template <typename F>
@@ -193,6 +218,10 @@ class DeviceTeam {
     reinterpret_cast<Word*>(shared_)[to] = value;
   }
 
+  static __device__ __forceinline__ unsigned address(const void* of) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(of));
+  }
+
   Seat seat_;
   int sum_;  // where among all warps' sums the lane's is; none if negative
   float* shared_;
@@ -215,24 +244,23 @@ class DeviceBlock {
   template <typename F>
   __device__ __forceinline__ void teams(F f) {
 #if DTAG_CLUSTERS
-    if constexpr (blocks > 1) return f(walk_, static_cast<int>(cluster().block_rank()));
+    if constexpr (blocks > 1) return f(walk_, static_cast<int>(__clusterRelativeBlockRank()));
 #endif
     f(walk_, 0);
   }
 
 #if DTAG_CLUSTERS
-  __device__ float* first_shared() const { return cluster().map_shared_rank(shared_, 0); }
-  __device__ void arrive() const { cluster().barrier_arrive(); }
-  __device__ void wait() const { cluster().barrier_wait(); }
+  __device__ float* first_shared() const {
+    return static_cast<float*>(__cluster_map_shared_rank(shared_, 0));
+  }
+  __device__ void arrive() const { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+  __device__ void arrive_relaxed() const {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  }
+  __device__ void wait() const { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #endif
 
  private:
-#if DTAG_CLUSTERS
-  __device__ static cooperative_groups::cluster_group cluster() {
-    return cooperative_groups::this_cluster();
-  }
-#endif
-
   float* shared_;
   Walk<actions, Precision, Team> walk_;
 };

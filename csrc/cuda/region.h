@@ -283,7 +283,7 @@ class Region {
   const Job& job_;
   const PackedCritic& critic_;
   const SharedLayout& at_;
-  int64_t row_ = 0;
+  int64_t row_ = -1;      // none was taken
   bool deep_;            // two hidden layers
   int sums_;             // where in shared memory the last sums of warps are
   int both_sums_;        // there, and where those before are, together

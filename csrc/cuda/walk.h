@@ -27,7 +27,8 @@ class Walk : public Following<actions, Precision, Team> {
 
   // Take a row: its observation's share of z_1. If its first map is to be built apart, by a cluster,
   // list the rows of W_2^T that it is made of: be ready for add_part().
-  DTAG_BOTH void take(int64_t row, bool apart) {
+  DTAG_BOTH void take(int64_t row, bool apart, int part) {
+    const bool first = row_ < 0;
     row_ = row;
     taken_ = row < job_.rows;
     built_ = stands_ = false;
@@ -37,6 +38,7 @@ class Walk : public Following<actions, Precision, Team> {
     team_.lanes([](Lane& lane, int) { lane = {}; });
     send_for_observation();
     if constexpr (Team::roomy) send_for_weights();
+    if (apart && first && has_slice()) send_for_slice(part);
     const Settings& settings = job_.settings;
     team_.lanes([&](Lane& lane, int k) {
       lane.bias = k < critic_.heads ? critic_.output_bias[k] : 0.0f;
@@ -44,26 +46,29 @@ class Walk : public Following<actions, Precision, Team> {
       lane.high = settings.high[k];
     });
     send_for(0);
-    finite_ = *critic_.finite != 0;
-    walks_ = !job_.dense && finite_;
     failed_ = false;
-    usual_ = walks_ && critic_.heads == 2 && at_.warps_per_head == usual_warps &&
+    usual_ = critic_.heads == 2 && at_.warps_per_head == usual_warps &&
              settings.ensemble == Ensemble::min && settings.optimizer == Optimizer::sgd &&
              settings.gradient == Gradient::raw && settings.max_distance < 0.0f;
     if (usual_)
       for (int e = 0; e < 2; ++e) bias_[e] = critic_.output_bias[e];
     build_cost_ = -1.0f;
+    finite_ = *critic_.finite != 0;
+    walks_ = !job_.dense && finite_;
+    usual_ = usual_ && walks_;
     observe();
     set_out();
     if (!apart || !walks_ || !deep_) return;
     place(false);
-    list(true, 0);
+    list(true, 0, part_bytes());
     built_ = true;
   }
   DTAG_BOTH bool builds() const { return built_; }
 
   // Where the map came from the cluster.
   using Base::add_part;
+  using Base::await_slice;
+  using Base::has_slice;
   using Base::give_part;
   using Base::take_map;
 
@@ -92,9 +97,11 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::job_;
   using Base::list;
   using Base::observe;
+  using Base::part_bytes;
   using Base::place;
   using Base::row_;
   using Base::send_for_observation;
+  using Base::send_for_slice;
   using Base::send_for_weights;
   using Base::stands_;
   using Base::stride;

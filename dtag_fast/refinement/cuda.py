@@ -129,7 +129,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     of_observation = weights[0][:, :, :size]  # [E, H_1, S]
     of_action = weights[0][:, :, size:]  # [E, H_1, A]
 
-    def by_groups(rows: Tensor) -> Tensor:  # [E, n, P] -> [E, P / group, n, group]
+    def by_groups(rows: Tensor, group: int = group) -> Tensor:  # [E, n, P] -> [E, P / group, n, group]
         heads, count, _ = rows.shape
         return rows.reshape(heads, count, width // group, group).transpose(1, 2).contiguous()
 
@@ -147,6 +147,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         weights[1] = between
         tensors["weight"] = _padded(between, critic.hidden[1], width)
         tensors["transposed"] = _padded(between.mT, width, width)
+        tensors["sliced"] = by_groups(tensors["transposed"], 32)
         tensors["second_bias"] = _padded(biases[1], width)
     finite = torch.stack([tensor.isfinite().all() for tensor in (*weights, *biases)]).all()
     tensors["finite"] = finite.to(torch.int32).reshape(1)

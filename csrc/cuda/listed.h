@@ -21,21 +21,24 @@ class Listed : public Region<actions, Precision, Team> {
   static constexpr int units = Base::units;
   static constexpr int stride = Base::stride;
 
-  // Send for what a block of a cluster will read of W_2^T, and wait until it is there.
-  DTAG_BOTH void send_for_slice(int part) {
-    const int piece = at_.slice_groups * width() * group_bytes, head = width() * row_bytes();
-    team_.send(at_.sent, slice_of(0, 0), static_cast<const char*>(critic_.sliced) + first_group(part) * width() * group_bytes,
-               piece, critic_.heads, head);
-  }
-  DTAG_BOTH void await_slice() { team_.await_sent(at_.sent); }
-  DTAG_BOTH bool has_slice() const { return at_.slice_groups > 0 && !job_.dense; }
-
-  // Of a row whose map a cluster builds: add the listed rows to a thread's share of it.
-  DTAG_BOTH void add_part(int part) {
+  // Of rows whose map a cluster builds: send for what does not depend on the row; the slice of W_2^T
+  // that all of them need, by which the block's units weigh other units, with the first.
+  DTAG_BOTH void send_for_part(int part, bool first) {
     team_.each([&](Unit& thread, const Seat& seat) {
-      const Share share(*this, part, seat);
-      thread.bias = critic_.second_bias[seat.head * width() + share.unit];
+      thread.bias = critic_.second_bias[seat.head * width() + Share(*this, part, seat).unit];
     });
+    if (!first || at_.slice_groups == 0) return;
+    const int group = width() * group_bytes;
+    team_.send(slice_of(0, 0), static_cast<const char*>(critic_.sliced) + first_group(part) * group,
+               at_.slice_groups * group, critic_.heads, width() / warp_size * group);
+  }
+  // Before the block may end, whether it builds or not.
+  DTAG_BOTH void await_slice() {
+    if (at_.slice_groups > 0) team_.await_sent();
+  }
+
+  // Add the listed rows to a thread's share of the map.
+  DTAG_BOTH void add_part(int part) {
     team_.sync();
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
@@ -54,19 +57,23 @@ class Listed : public Region<actions, Precision, Team> {
     });
   }
 
-  // The share, to the shared memory of the block that walks.
-  DTAG_BOTH void give_part(int part, float* shared) {
+  // The share, to the block that walks: give(where in its shared memory, number).
+  template <typename Give>
+  DTAG_BOTH void give_part(int part, Give give) {
     team_.each([&](const Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       const Share share(*this, part, seat);
       const int group = seat.head * (width() / group_units) + share.unit / group_units;
-      float* const to = shared + at_.map +
-                        (group * (1 + actions) + share.column) * group_units +
-                        share.unit % group_units;
+      const int to = at_.map + (group * (1 + actions) + share.column) * group_units +
+                     share.unit % group_units;
       DTAG_UNROLLED
       for (int i = 0; i < Share::columns; ++i)
-        if (share.column + i <= actions) to[i * group_units] = thread.share[i][0];
+        if (share.column + i <= actions) give(to + i * group_units, thread.share[i][0]);
     });
+  }
+
+  DTAG_BOTH int map_bytes() const {
+    return critic_.heads * width() * (1 + actions) * static_cast<int>(sizeof(float));
   }
 
   // From there to the threads of the units.
@@ -84,7 +91,6 @@ class Listed : public Region<actions, Precision, Team> {
   using Base::at_;
   using Base::critic_;
   using Base::in_head;
-  using Base::job_;
   using Base::keeps_first;
   using Base::load_first;
   using Base::signs_of;

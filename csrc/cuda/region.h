@@ -90,8 +90,8 @@ class Region {
   }
 
   // The observation's share of z_1.
-  DTAG_BOTH void observe() {
-    team_.sync();  // all have done with the row before
+  DTAG_BOTH void observe(bool first) {
+    if (!first) team_.sync();  // all have done with the row before
     team_.each([&](Unit& thread, const Seat& seat) {
       const float* const raw = job_.observations + row_ * critic_.observation_dim;
       float* const standardised = team_.shared() + at_.observation;

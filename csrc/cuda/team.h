@@ -4,9 +4,9 @@
 //   units               that a thread holds
 //   each(f)             f(thread, seat) by every thread
 //   shared()            the block's shared memory
-//   send(mark, to, from, bytes, n, apart)   for n times so many bytes, `apart` from each other in global
-//                       memory, to shared memory, where they lie together; once
-//   await_sent(mark)    for all of them to be there
+//   send(to, from, bytes, n, apart)   once, in a cluster: for n times so many bytes, `apart` from each other
+//                       in global memory, to shared memory, where they lie together
+//   await_sent()        until they are there
 //   sync()              what was written to shared memory before is seen by all after
 //   any(f)              whether f(thread, seat) holds for any thread, to all, who wait as in sync()
 //   vote(to, f)         f(thread, u) of the threads' units: thread.votes[u] has the bits of the warp's

@@ -38,7 +38,6 @@ class Walk : public Following<actions, Precision, Team> {
     team_.lanes([](Lane& lane, int) { lane = {}; });
     send_for_observation();
     if constexpr (Team::roomy) send_for_weights();
-    if (apart && first && has_slice()) send_for_slice(part);
     const Settings& settings = job_.settings;
     team_.lanes([&](Lane& lane, int k) {
       lane.bias = k < critic_.heads ? critic_.output_bias[k] : 0.0f;
@@ -46,6 +45,8 @@ class Walk : public Following<actions, Precision, Team> {
       lane.high = settings.high[k];
     });
     send_for(0);
+    const int finite = *critic_.finite;
+    if (apart && deep_ && !job_.dense) send_for_part(part, first);
     failed_ = false;
     usual_ = critic_.heads == 2 && at_.warps_per_head == usual_warps &&
              settings.ensemble == Ensemble::min && settings.optimizer == Optimizer::sgd &&
@@ -53,10 +54,10 @@ class Walk : public Following<actions, Precision, Team> {
     if (usual_)
       for (int e = 0; e < 2; ++e) bias_[e] = critic_.output_bias[e];
     build_cost_ = -1.0f;
-    finite_ = *critic_.finite != 0;
+    observe(first);
+    finite_ = anew(finite) != 0;  // not looked at before, which would be to wait for it
     walks_ = !job_.dense && finite_;
     usual_ = usual_ && walks_;
-    observe();
     set_out();
     if (!apart || !walks_ || !deep_) return;
     place(false);
@@ -64,12 +65,14 @@ class Walk : public Following<actions, Precision, Team> {
     built_ = true;
   }
   DTAG_BOTH bool builds() const { return built_; }
+  DTAG_BOTH void await_slice() {
+    if (!job_.dense) Base::await_slice();
+  }
 
   // Where the map came from the cluster.
   using Base::add_part;
-  using Base::await_slice;
-  using Base::has_slice;
   using Base::give_part;
+  using Base::map_bytes;
   using Base::take_map;
 
   // Everything else, up to the result.
@@ -101,7 +104,7 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::place;
   using Base::row_;
   using Base::send_for_observation;
-  using Base::send_for_slice;
+  using Base::send_for_part;
   using Base::send_for_weights;
   using Base::stands_;
   using Base::stride;

@@ -68,7 +68,8 @@ class Listed : public Region<actions, Precision, Team> {
                      share.unit % group_units;
       DTAG_UNROLLED
       for (int i = 0; i < Share::columns; ++i)
-        if (share.column + i <= actions) give(to + i * group_units, thread.share[i][0]);
+        if (share.column + i <= actions && (share.column == 0 || share.column + i >= Share::columns))
+          give(to + i * group_units, thread.share[i][0]);
     });
   }
 
@@ -130,7 +131,7 @@ class Listed : public Region<actions, Precision, Team> {
     DTAG_BOTH Share(const Listed& listed, int part, const Seat& seat) {
       const int index = part * listed.at_.threads_per_head + seat.thread;
       const int warp = index / warp_size;
-      column = warp % 2 * columns;
+      column = warp % 2 * (stride - columns);
       unit = warp / 2 * warp_size + index % warp_size;
     }
   };

@@ -280,8 +280,8 @@ class DeviceBlock {
   }
 
 #if DTAG_CLUSTERS
-  __device__ void arrive() const { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-  __device__ void wait() const { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+  __device__ void arrive() const { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+  __device__ void wait() const { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
   __device__ void expect(int bytes) const {
     if (marks()) map_mark().expect(bytes);
   }

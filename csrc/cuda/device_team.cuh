@@ -112,15 +112,15 @@ struct Mark {
   // parity: of phases that were over before.
   __device__ void wait(int parity) const {
     asm volatile(
-        "{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra AGAIN; }" ::"r"(
-            address),
+        "{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra AGAIN; }" ::
+            "r"(address),
         "r"(parity)
         : "memory");
   }
 };
 
-// The thread of a block that begins its marks and says what is expected: not of the warp that the row waits
-// for first.
+// The thread of a block that begins its marks and says what they expect: of a warp that has no part of
+// most observations to take.
 __device__ __forceinline__ bool marks() { return threadIdx.x + warp_size == blockDim.x; }
 #endif
 
@@ -280,6 +280,7 @@ class DeviceBlock {
   }
 
 #if DTAG_CLUSTERS
+  // Nothing is handed over but that all have come so far.
   __device__ void arrive() const { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
   __device__ void wait() const { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
   __device__ void expect(int bytes) const {

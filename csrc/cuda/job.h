@@ -164,11 +164,11 @@ struct SharedLayout {
   int hidden;       // [E, P], of the full network: h_1
   int slope;        // [E, P], of the full network: w * act'(z_2)
   int map;          // [E, P / 64, 1 + actions, 64], where others than the units' threads build it
-  int slice_groups;  // of 32 units, of which a block of a cluster builds the map; 0: it has no slice
+  int slice_groups; // of 32 units, of which a block of a cluster builds the map; 0: it has no slice
   int slice;        // [E, slice_groups, P, 32], of W_2^T, in its own precision
   int floats;       // of all
 
-  // units: that a thread holds.
+  // units: that a thread holds. has_slice: of a cluster, where there is room for it.
   SharedLayout(const PackedCritic& critic, int units, bool has_map, bool has_slice) {
     const Layout& layout = critic.layout;
     const int heads = critic.heads, stride = term_stride(layout.actions);

@@ -21,9 +21,10 @@ class Listed : public Region<actions, Precision, Team> {
   static constexpr int units = Base::units;
   static constexpr int stride = Base::stride;
 
-  // Of rows whose map a cluster builds: send for what does not depend on the row; the slice of W_2^T
-  // that all of them need, by which the block's units weigh other units, with the first.
+  // Of a row whose map a cluster builds: send for what a block needs to build its part; with the first
+  // row for the slice of W_2^T that all of them need.
   DTAG_BOTH void send_for_part(int part, bool first) {
+    if (!this->deep_ || job_.dense) return;
     team_.each([&](Unit& thread, const Seat& seat) {
       thread.bias = critic_.second_bias[seat.head * width() + Share(*this, part, seat).unit];
     });
@@ -34,7 +35,7 @@ class Listed : public Region<actions, Precision, Team> {
   }
   // Before the block may end, whether it builds or not.
   DTAG_BOTH void await_slice() {
-    if (at_.slice_groups > 0) team_.await_sent();
+    if (at_.slice_groups > 0 && !job_.dense) team_.await_sent();
   }
 
   // Add the listed rows to a thread's share of the map.
@@ -92,6 +93,7 @@ class Listed : public Region<actions, Precision, Team> {
   using Base::at_;
   using Base::critic_;
   using Base::in_head;
+  using Base::job_;
   using Base::keeps_first;
   using Base::load_first;
   using Base::signs_of;
@@ -112,13 +114,13 @@ class Listed : public Region<actions, Precision, Team> {
   DTAG_BOTH const Weight* weights_of(int e) const {
     return static_cast<const Weight*>(critic_.transposed) + e * width() * width();
   }
-  // Of the slice, which has the units by warps of threads.
+  // The slice has the units by warps of threads.
   static constexpr int group_bytes = warp_size * static_cast<int>(sizeof(Weight));
   DTAG_BOTH char* slice_of(int e, int group) const {
     return reinterpret_cast<char*>(team_.shared() + at_.slice) +
            (e * at_.slice_groups + group) * width() * group_bytes;
   }
-  // That a part of the map is made of.
+  // Of those that a part of the map is of.
   DTAG_BOTH int first_group(int part) const { return part * at_.warps_per_head / 2; }
   // From a row of W_2^T to the next where a part of the map is built.
   DTAG_BOTH int part_bytes() const { return at_.slice_groups > 0 ? group_bytes : row_bytes(); }

@@ -46,7 +46,7 @@ class Walk : public Following<actions, Precision, Team> {
     });
     send_for(0);
     const int finite = *critic_.finite;
-    if (apart && deep_ && !job_.dense) send_for_part(part, first);
+    if (apart) send_for_part(part, first);
     failed_ = false;
     usual_ = critic_.heads == 2 && at_.warps_per_head == usual_warps &&
              settings.ensemble == Ensemble::min && settings.optimizer == Optimizer::sgd &&
@@ -65,12 +65,10 @@ class Walk : public Following<actions, Precision, Team> {
     built_ = true;
   }
   DTAG_BOTH bool builds() const { return built_; }
-  DTAG_BOTH void await_slice() {
-    if (!job_.dense) Base::await_slice();
-  }
 
   // Where the map came from the cluster.
   using Base::add_part;
+  using Base::await_slice;
   using Base::give_part;
   using Base::map_bytes;
   using Base::take_map;

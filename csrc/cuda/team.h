@@ -86,7 +86,7 @@ struct Thread {
   // Of a map that a cluster builds: half of a unit's columns with those that fill them up, or some more,
   // whose terms are read by fours.
   static constexpr int half_columns = term_stride(actions) / 2;
-  static constexpr int columns_of_share = half_columns < 8 ? half_columns : (half_columns + 3) / 4 * 4;
+  static constexpr int columns_of_share = half_columns <= 4 ? half_columns : (half_columns + 3) / 4 * 4;
 
   float map[1 + actions][units];  // c, and the columns of M: z_2 = c + M d
   float first[actions][units];    // W_1a, where there are registers for it

@@ -77,6 +77,7 @@ PackedCritic pack(int observation_dim, int action_dim, int heads, const std::vec
   if (critic.hidden_layers == 2) {
     critic.weight = pointer<void>(addresses, "weight");
     critic.transposed = pointer<void>(addresses, "transposed");
+    critic.sliced = pointer<void>(addresses, "sliced");
     critic.second_bias = pointer<float>(addresses, "second_bias");
   }
   if (critic.precision == Precision::tf32x3 && critic.hidden_layers == 2) {

@@ -11,31 +11,35 @@ namespace dtag::cuda {
 template <typename Block>
 DTAG_BOTH void build_apart(Block& block) {
   block.teams([&](auto& walk, int rank) DTAG_INLINED {
+    walk.await_slice();
     if (walk.builds()) walk.add_part(rank);
   });
   block.wait();  // for all blocks to be there, and for the map before to have been taken
   block.teams([&](auto& walk, int rank) DTAG_INLINED {
-    if (walk.builds()) walk.give_part(rank, block.first_shared());
+    if (!walk.builds()) return;
+    if (rank == 0) block.expect(walk.map_bytes());
+    walk.give_part(rank, [&](int to, float number) DTAG_INLINED { block.give(to, number); });
   });
-  block.arrive();
-  block.wait();
   block.teams([&](auto& walk, int rank) DTAG_INLINED {
-    if (rank == 0 && walk.builds()) walk.take_map();
+    if (rank > 0 || !walk.builds()) return;
+    block.receive();
+    walk.take_map();
   });
 }
 
 // blocks: of a cluster, or 1.
 //   index(), count()   of blocks, or clusters
 //   teams(f)           f(walk, rank) for the block's team, by all blocks of the cluster
-//   arrive(), wait()   wait until all threads of the cluster's blocks have arrived; what they wrote
-//                      before is seen after
-//   first_shared()     the shared memory of the cluster's first block
+//   arrive(), wait()   wait until all threads of the cluster's blocks have arrived
+//   give(to, number)   to the shared memory of the cluster's first block
+//   expect(bytes)      by that block: so many will be given
+//   receive()          by that block: wait until they are there
 template <int actions, int blocks, typename Precision, typename Block>
 DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   constexpr bool apart = blocks > 1;
   for (int64_t row = block.index(); row < job.rows; row += block.count()) {
     if constexpr (apart) block.arrive();
-    block.teams([&](auto& walk, int) DTAG_INLINED { walk.take(row, apart); });
+    block.teams([&](auto& walk, int rank) DTAG_INLINED { walk.take(row, apart, rank); });
     if constexpr (apart) build_apart(block);
     block.teams([&](auto& walk, int rank) DTAG_INLINED {
       if (rank == 0) walk.finish();

@@ -1,7 +1,6 @@
 // Teams and blocks on the device; what they do is said in team.h and block.h.
 #pragma once
 
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include "job.h"
@@ -66,6 +65,41 @@ __device__ __forceinline__ int index_of_sum() {
   return lane_index() < apart && index < count ? index : -1;
 }
 
+__device__ __forceinline__ unsigned address_of(const void* in_shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(in_shared));
+}
+
+#if DTAG_CLUSTERS
+// A place in shared memory where it is counted how many bytes have come; those that are expected make a
+// phase.
+struct Mark {
+  unsigned address;
+
+  __device__ explicit Mark(const float* at) : address(address_of(at)) {}
+
+  __device__ void begin() const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
+  }
+  // By one thread, once a phase.
+  __device__ void expect(int bytes) const {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes)
+                 : "memory");
+  }
+  // parity: of phases that were over before.
+  __device__ void wait(int parity) const {
+    asm volatile(
+        "{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra AGAIN; }" ::
+            "r"(address),
+        "r"(parity)
+        : "memory");
+  }
+};
+
+// The thread of a block that begins its marks and says what they expect: of a warp that has no part of
+// most observations to take.
+__device__ __forceinline__ bool marks() { return threadIdx.x + warp_size == blockDim.x; }
+#endif
+
 // A row's threads.
 template <int actions, int units_of_thread, bool has_room>
 class DeviceTeam {
@@ -88,6 +122,27 @@ class DeviceTeam {
   template <typename F>
   __device__ __forceinline__ void each(F f) {
     f(unit_, seat_);
+  }
+
+  // By the engine that copies; threads have nothing to do with it until it is done.
+  __device__ __forceinline__ void send(void* to, const char* from, int bytes, int n, int apart) const {
+#if DTAG_CLUSTERS
+    if (!marks()) return;
+    const Mark mark(shared_ + SharedLayout::slice_mark);
+    mark.expect(n * bytes);
+#pragma unroll 1
+    for (int i = 0; i < n; ++i)
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+              address_of(to) + i * bytes),
+          "l"(from + static_cast<int64_t>(i) * apart), "r"(bytes), "r"(mark.address)
+          : "memory");
+#endif
+  }
+  __device__ __forceinline__ void await_sent() const {
+#if DTAG_CLUSTERS
+    Mark(shared_ + SharedLayout::slice_mark).wait(0);
+#endif
   }
 
   __device__ __forceinline__ void sync() const { __syncthreads(); }
@@ -177,7 +232,11 @@ class DeviceBlock {
   using Team = DeviceTeam<actions, units, roomy>;
 
   __device__ DeviceBlock(const Job& job, float* shared)
-      : shared_(shared), walk_(Team(job, shared), job) {}
+      : shared_(shared), walk_(Team(job, shared), job) {
+#if DTAG_CLUSTERS
+    if constexpr (blocks > 1) begin_marks();
+#endif
+  }
 
   __device__ int64_t index() const { return blockIdx.x / blocks; }
   __device__ int64_t count() const { return gridDim.x / blocks; }
@@ -185,22 +244,50 @@ class DeviceBlock {
   template <typename F>
   __device__ __forceinline__ void teams(F f) {
 #if DTAG_CLUSTERS
-    if constexpr (blocks > 1) return f(walk_, static_cast<int>(cluster().block_rank()));
+    if constexpr (blocks > 1) return f(walk_, static_cast<int>(__clusterRelativeBlockRank()));
 #endif
     f(walk_, 0);
   }
 
 #if DTAG_CLUSTERS
-  __device__ float* first_shared() const { return cluster().map_shared_rank(shared_, 0); }
-  __device__ void arrive() const { cluster().barrier_arrive(); }
-  __device__ void wait() const { cluster().barrier_wait(); }
+  // Nothing is handed over but that all have come so far.
+  __device__ void arrive() const { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+  __device__ void wait() const { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+  __device__ void expect(int bytes) const {
+    if (marks()) map_mark().expect(bytes);
+  }
+  __device__ void give(int to, float value) const {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+            of_first(address_of(shared_ + to))),
+        "r"(__float_as_uint(value)), "r"(of_first(map_mark().address))
+        : "memory");
+  }
+  __device__ void receive() {
+    map_mark().wait(received_);
+    received_ ^= 1;
+  }
 #endif
 
  private:
 #if DTAG_CLUSTERS
-  __device__ static cooperative_groups::cluster_group cluster() {
-    return cooperative_groups::this_cluster();
+  __device__ Mark map_mark() const { return Mark(shared_ + SharedLayout::map_mark); }
+  // Seen by the others after they have waited.
+  __device__ void begin_marks() const {
+    if (!marks()) return;
+    map_mark().begin();
+    Mark(shared_ + SharedLayout::slice_mark).begin();
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
+  // The same place in the shared memory of the cluster's first block.
+  __device__ static unsigned of_first(unsigned address) {
+    unsigned there;
+    asm("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(there) : "r"(address));
+    return there;
+  }
+
+  int received_ = 0;  // maps, modulo 2
 #endif
 
   float* shared_;

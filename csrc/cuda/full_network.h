@@ -99,14 +99,14 @@ class FullNetwork : public Listed<actions, Precision, Team> {
         top[u] = k < critic_.top_units ? output[u] : 0.0f;
         slope[u] = k < critic_.first_units ? back[u] * thread.kept[u] : 0.0f;
       }
-      sum[0] = sum_units<units>([&](int u) { return top[u]; },
+      sum[0] = sum_units<actions, units>([&](int u) { return top[u]; },
                                 [&](int u) { return thread.top[u]; });
       DTAG_UNROLLED
       for (int a = 0; a < actions; ++a) {
         float w[units];
         load_first(seat, a, w);
         sum[1 + a] =
-            sum_units<units>([&](int u) { return slope[u]; }, [&](int u) { return w[u]; });
+            sum_units<actions, units>([&](int u) { return slope[u]; }, [&](int u) { return w[u]; });
       }
     });
   }

@@ -95,6 +95,7 @@ struct PackedCritic {
   const float* first_bias = nullptr;           // [E, P]
   const void* weight = nullptr;                // [E, H_2, P], W_2; null with one layer
   const void* transposed = nullptr;            // [E, P, P], W_2^T; null with one layer
+  const void* sliced = nullptr;                // [E, P / 32, P, 32], W_2^T; null with one layer
   // Of tf32x3 with two layers (maps.h), half floats scaled by powers of two, the large parts of numbers and
   // the small ones. A slot is eight of the columns 1 + A; what sums of column i are to be multiplied by is
   // unscale[e, i].
@@ -148,6 +149,9 @@ struct SharedLayout {
   static constexpr int most_terms = 20480;
   static constexpr int listed_together = 8;  // capacity is a multiple of it
 
+  // Of a cluster, 8 bytes each: what is on its way to the block, the map and a slice of W_2^T.
+  static constexpr int map_mark = 0, slice_mark = 2;
+
   int threads_per_head;
   int warps_per_head;
   int heads_per_warp;  // the inverse times 2^16, rounded up: dividing takes a thread long
@@ -157,15 +161,17 @@ struct SharedLayout {
   int sums;         // [2, E, warps, term_stride(actions)], sums of a warp: q, then the gradient
   int votes;        // [E, warps], integers: how many units change
   int capacity;     // of the lists that follow: how many rows of W_2^T
-  int listed;       // [E, capacity + 8], integers: where the rows lie in the head's, in bytes
-  int terms;        // [E, capacity, term_stride(actions)], their 1 + A coefficients
+  int listed;       // [E, capacity + 16], integers: where the rows lie in the head's, in bytes
+  int terms;        // [E, capacity, term_stride(actions)] and some more, their 1 + A coefficients
   int hidden;       // [E, P], of the full network: h_1
   int slope;        // [E, P], of the full network: w * act'(z_2)
   int map;          // [E, P / 64, 1 + actions, 64], where others than the units' threads build it
+  int slice_groups; // of 32 units, of which a block of a cluster builds the map; 0: it has no slice
+  int slice;        // [E, slice_groups, P, 32], of W_2^T, in its own precision
   int floats;       // of all
 
-  // units: that a thread holds.
-  SharedLayout(const PackedCritic& critic, int units, bool has_map) {
+  // units: that a thread holds. has_slice: of a cluster, where there is room for it.
+  SharedLayout(const PackedCritic& critic, int units, bool has_map, bool has_slice) {
     const Layout& layout = critic.layout;
     const int heads = critic.heads, stride = term_stride(layout.actions);
     threads_per_head = layout.width / units;
@@ -174,25 +180,28 @@ struct SharedLayout {
     const int all = heads * layout.width;
     capacity = most_terms / (heads * stride) / listed_together * listed_together;
     if (capacity > layout.width) capacity = layout.width;
-    observation = 0;
+    observation = 4;
     share = observation + observation_rows(critic);
     base = share + all;
     sums = base + all;
     votes = sums + 2 * heads * warps_per_head * stride;
     listed = (votes + heads * warps_per_head + 3) / 4 * 4;
-    terms = listed + heads * (capacity + listed_together);
+    terms = listed + heads * (capacity + 2 * listed_together);
     // The full network is done with these before a list is made, and begins after it was used.
     hidden = terms;
     slope = hidden + all;
-    const int of_terms = heads * capacity * stride;
+    const int of_terms = (heads * capacity + listed_together) * stride;
     map = terms + (of_terms > 2 * all ? of_terms : 2 * all);
-    floats = map + (has_map ? (1 + layout.actions) * all : 0);
+    slice = map + (has_map ? (1 + layout.actions) * all : 0);
+    slice_groups = has_slice && critic.hidden_layers == 2 ? (warps_per_head + 1) / 2 : 0;
+    const int weights_of_float = critic.precision == Precision::bf16 ? 2 : 1;
+    floats = slice + slice_groups * warp_size / weights_of_float * all;
   }
 };
 
 struct Job {
   explicit Job(const PackedCritic& critic)
-      : critic(critic), shared(critic, units_per_thread(critic.layout.actions), false) {}
+      : critic(critic), shared(critic, units_per_thread(critic.layout.actions), false, false) {}
 
   PackedCritic critic;
   SharedLayout shared;  // of the kernel that is launched

@@ -37,11 +37,12 @@ const Kernel& kernel_of(const PackedCritic& critic, const KernelsOf::Kinds& kind
 // A launch of a kernel for a critic, but for its number of blocks.
 struct Plan {
   Kernel kernel;
+  SharedLayout shared;
   cudaLaunchConfig_t config = {};
   cudaLaunchAttribute attribute = {};  // at most one
 
-  Plan(const PackedCritic& critic, const Kernel& kernel) : kernel(kernel) {
-    const SharedLayout shared(critic, kernel.units, kernel.has_map);
+  Plan(const PackedCritic& critic, const Kernel& kernel, bool has_slice)
+      : kernel(kernel), shared(critic, kernel.units, kernel.has_map, has_slice) {
     const int threads = threads_of(critic, kernel.units);
     config.gridDim = dim3(static_cast<unsigned>(kernel.blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -114,6 +115,18 @@ cudaError_t occupancy_of(Plan& plan, int device, Occupancy* found) {
   return cudaSuccess;
 }
 
+// The launch, unless there was an error; of a cluster whose blocks have slices, if the device has room.
+Plan plan_for(const PackedCritic& critic, const Kernel& kernel, int device, Occupancy* found,
+              cudaError_t* error) {
+  Plan plan(critic, kernel, kernel.blocks > 1);
+  if (*error == cudaSuccess) *error = occupancy_of(plan, device, found);
+  if (kernel.blocks > 1 && found->teams == 0) {
+    plan = Plan(critic, kernel, false);
+    if (*error == cudaSuccess) *error = occupancy_of(plan, device, found);
+  }
+  return plan;
+}
+
 // The walk of a job, whose maps another kernel builds or not.
 cudaError_t launch_walk(const Job& job, Kind kind, int device, cudaStream_t stream) {
   const PackedCritic& critic = job.critic;
@@ -121,9 +134,7 @@ cudaError_t launch_walk(const Job& job, Kind kind, int device, cudaStream_t stre
   cudaError_t error = cudaSuccess;
   Occupancy occupancy{};
   const auto planned = [&](Kind kind) {
-    Plan plan(critic, kernel_of(critic, kinds, kind));
-    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
-    return plan;
+    return plan_for(critic, kernel_of(critic, kinds, kind), device, &occupancy, &error);
   };
   Plan plan = planned(kind == Kind::automatic ? Kind::row : kind);
   if (kind == Kind::automatic) {
@@ -145,7 +156,7 @@ cudaError_t launch_walk(const Job& job, Kind kind, int device, cudaStream_t stre
   plan.config.stream = stream;
   if (job.maps != nullptr) plan.begin_early();
   Job copy = job;
-  copy.shared = SharedLayout(critic, kernel.units, kernel.has_map);
+  copy.shared = plan.shared;
   void* arguments[] = {&copy};
   return cudaLaunchKernelExC(plan.with_attributes(), kernel.function, arguments);
 }
@@ -175,8 +186,7 @@ const char* prepare(const PackedCritic& critic, int device) {
   Occupancy occupancy{};
   for (const Kind kind : {Kind::cluster, Kind::lean, Kind::row}) {
     if (why_none(kind, critic) != nullptr) continue;
-    Plan plan(critic, kernel_of(critic, *kinds, kind));
-    if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
+    plan_for(critic, kernel_of(critic, *kinds, kind), device, &occupancy, &error);
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   if (occupancy.teams == 0)
@@ -188,9 +198,8 @@ const char* why_none(Kind kind, const PackedCritic& critic, int device) {
   if (const char* const reason = why_none(kind, critic)) return reason;
   if (kind != Kind::cluster) return nullptr;
   Occupancy occupancy{};
-  Plan plan(critic, kernels_for(critic)->cluster);
   cudaError_t error = cudaSetDevice(device);
-  if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
+  plan_for(critic, kernels_for(critic)->cluster, device, &occupancy, &error);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   return occupancy.teams > 0
              ? nullptr

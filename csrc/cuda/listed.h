@@ -20,12 +20,25 @@ class Listed : public Region<actions, Precision, Team> {
   static constexpr int units = Base::units;
   static constexpr int stride = Base::stride;
 
-  // Of a row whose map a cluster builds: add the listed rows to a thread's share of it.
-  DTAG_BOTH void add_part(int part) {
+  // Of a row whose map a cluster builds: send for what a block needs to build its part; with the first
+  // row for the slice of W_2^T that all of them need.
+  DTAG_BOTH void send_for_part(int part, bool first) {
+    if (!this->deep_ || job_.dense) return;
     team_.each([&](Unit& thread, const Seat& seat) {
-      const Share share(*this, part, seat);
-      thread.bias = critic_.second_bias[seat.head * width() + share.unit];
+      thread.bias = critic_.second_bias[seat.head * width() + Share(*this, part, seat).unit];
     });
+    if (!first || at_.slice_groups == 0) return;
+    const int group = width() * group_bytes;
+    team_.send(slice_of(0, 0), static_cast<const char*>(critic_.sliced) + first_group(part) * group,
+               at_.slice_groups * group, critic_.heads, width() / warp_size * group);
+  }
+  // Before the block may end, whether it builds or not.
+  DTAG_BOTH void await_slice() {
+    if (at_.slice_groups > 0 && !job_.dense) team_.await_sent();
+  }
+
+  // Add the listed rows to a thread's share of the map.
+  DTAG_BOTH void add_part(int part) {
     team_.sync();
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
@@ -33,23 +46,35 @@ class Listed : public Region<actions, Precision, Team> {
       DTAG_UNROLLED
       for (int i = 0; i < Share::columns; ++i)
         thread.share[i][0] = i == 0 && share.column == 0 ? thread.bias : 0.0f;
-      add_rows<8, 4>(seat.head, share.unit, share.column, thread.count, thread.share);
+      if (at_.slice_groups > 0) {
+        const char* const rows = slice_of(seat.head, share.unit / warp_size - first_group(part));
+        add_near_rows(seat.head, share.column, thread.count,
+                      reinterpret_cast<const Weight*>(rows) + share.unit % warp_size, thread.share);
+      } else {
+        add_rows<8, 4>(seat.head, share.column, thread.count, weights_of(seat.head) + share.unit,
+                       thread.share);
+      }
     });
   }
 
-  // The share, to the shared memory of the block that walks.
-  DTAG_BOTH void give_part(int part, float* shared) {
+  // The share, to the block that walks: give(where in its shared memory, number).
+  template <typename Give>
+  DTAG_BOTH void give_part(int part, Give give) {
     team_.each([&](const Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       const Share share(*this, part, seat);
       const int group = seat.head * (width() / group_units) + share.unit / group_units;
-      float* const to = shared + at_.map +
-                        (group * (1 + actions) + share.column) * group_units +
-                        share.unit % group_units;
+      const int to = at_.map + (group * (1 + actions) + share.column) * group_units +
+                     share.unit % group_units;
       DTAG_UNROLLED
       for (int i = 0; i < Share::columns; ++i)
-        if (share.column + i <= actions) to[i * group_units] = thread.share[i][0];
+        if (share.column + i <= actions && (share.column == 0 || share.column + i >= Share::columns))
+          give(to + i * group_units, thread.share[i][0]);
     });
+  }
+
+  DTAG_BOTH int map_bytes() const {
+    return critic_.heads * width() * (1 + actions) * static_cast<int>(sizeof(float));
   }
 
   // What a kernel before this one left of the row: the observation's share of z_1, and the map.
@@ -97,12 +122,26 @@ class Listed : public Region<actions, Precision, Team> {
 
   DTAG_BOTH int* list_of(int e) const {
     return reinterpret_cast<int*>(team_.shared()) + at_.listed +
-           e * (at_.capacity + most);
+           e * (at_.capacity + 2 * most);
   }
   DTAG_BOTH float* terms_of(int e) const {
     return team_.shared() + at_.terms + e * at_.capacity * stride;
   }
   DTAG_BOTH int row_bytes() const { return width() * static_cast<int>(sizeof(Weight)); }
+  // W_2^T of a head.
+  DTAG_BOTH const Weight* weights_of(int e) const {
+    return static_cast<const Weight*>(critic_.transposed) + e * width() * width();
+  }
+  // The slice has the units by warps of threads.
+  static constexpr int group_bytes = warp_size * static_cast<int>(sizeof(Weight));
+  DTAG_BOTH char* slice_of(int e, int group) const {
+    return reinterpret_cast<char*>(team_.shared() + at_.slice) +
+           (e * at_.slice_groups + group) * width() * group_bytes;
+  }
+  // Of those that a part of the map is of.
+  DTAG_BOTH int first_group(int part) const { return part * at_.warps_per_head / 2; }
+  // From a row of W_2^T to the next where a part of the map is built.
+  DTAG_BOTH int part_bytes() const { return at_.slice_groups > 0 ? group_bytes : row_bytes(); }
   // What a thread builds of a map that a cluster builds: half of the columns of a unit of its head. A
   // warp's threads have the same columns, whose coefficients they read together.
   struct Share {
@@ -112,7 +151,7 @@ class Listed : public Region<actions, Precision, Team> {
     DTAG_BOTH Share(const Listed& listed, int part, const Seat& seat) {
       const int index = part * listed.at_.threads_per_head + seat.thread;
       const int warp = index / warp_size;
-      column = warp % 2 * columns;
+      column = warp % 2 * (stride - columns);
       unit = warp / 2 * warp_size + index % warp_size;
     }
   };
@@ -126,7 +165,7 @@ class Listed : public Region<actions, Precision, Team> {
   // List the marked units, from the one of index `first` on: their rows and coefficients. Behind them
   // the list is filled up, to listed_together, with a row that counts for nothing. The signs are the
   // region's from then on.
-  DTAG_BOTH void list(bool from_nothing, int first) {
+  DTAG_BOTH void list(bool from_nothing, int first, int row_bytes) {
     const float slope = critic_.negative_slope;
     const float on = anew(from_nothing ? 1.0f : 1.0f - slope);
     const float off = anew(from_nothing ? slope : slope - 1.0f);
@@ -135,7 +174,7 @@ class Listed : public Region<actions, Precision, Team> {
       const int e = seat.head, t = seat.thread;
       thread.signs = signs_of(thread);
       const int count = count_listed(thread.count, first);
-      if (t < most) {
+      if (t < 2 * most) {
         list_of(e)[count + t] = 0;
         if (count + t < (count + most - 1) / most * most)
           for (int i = 0; i < stride; ++i) terms_of(e)[(count + t) * stride + i] = 0.0f;
@@ -145,15 +184,15 @@ class Listed : public Region<actions, Precision, Team> {
       bool listed[units];
       float* to[units];
       float change[units];
-      const int row = in_head(seat) * row_bytes();
+      const int row = in_head(seat) * row_bytes;
       DTAG_UNROLLED
       for (int u = 0; u < units; ++u) {
         const bool marked = (thread.marked >> u & 1) != 0;
         listed[u] = marked && next >= 0 && next < at_.capacity;
         if constexpr (Team::roomy)
-          store_if(listed[u], list_of(e) + next, row + to_unit(u) * row_bytes());
+          store_if(listed[u], list_of(e) + next, row + to_unit(u) * row_bytes);
         else if (listed[u])
-          list_of(e)[next] = row + to_unit(u) * row_bytes();
+          list_of(e)[next] = row + to_unit(u) * row_bytes;
         to[u] = terms_of(e) + next * stride;
         change[u] = is_active(thread.kept[u]) ? on : off;
         if (marked) ++next;
@@ -204,7 +243,7 @@ class Listed : public Region<actions, Precision, Team> {
     if (from_nothing) begin_map();
     for (int first = 0; first < width(); first += at_.capacity) {
       if (first > 0) team_.sync();
-      list(from_nothing, first);
+      list(from_nothing, first, row_bytes());
       team_.sync();
       add_listed(first);
     }
@@ -215,7 +254,8 @@ class Listed : public Region<actions, Precision, Team> {
     constexpr int ahead = Team::roomy ? 3 : units == units_of_lean(actions) ? 2 : 1;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
-      add_rows<4, ahead>(seat.head, in_head(seat), 0, count_listed(thread.count, first), thread.map);
+      add_rows<4, ahead>(seat.head, 0, count_listed(thread.count, first),
+                         weights_of(seat.head) + in_head(seat), thread.map);
     });
   }
 
@@ -226,16 +266,16 @@ class Listed : public Region<actions, Precision, Team> {
     for (int i = 0; i < lot; i += 4) load_four(from + i, row + i);
   }
 
-  // Add the listed rows of a head to columns of the map, from `column` on, of units, from `unit` on.
+  // Add the listed rows of a head to columns of the map, from `column` on, of units: `rows` is where the
+  // first of them is in the first row.
   // They take hundreds of cycles to come: `ahead` lots of `lot` are under way, and as soon as a lot was
   // added the one so many on is sent for.
   template <int lot, int ahead, int columns, int count>
-  DTAG_BOTH void add_rows(int e, int unit, int column, int listed_rows, float (&map)[columns][count]) const {
+  DTAG_BOTH void add_rows(int e, int column, int listed_rows, const Weight* rows,
+                          float (&map)[columns][count]) const {
     constexpr int read = columns == 1 + actions ? stride : columns;  // terms, with what fills them up
     const int* const listed = list_of(e);
     const float* const terms = terms_of(e) + column;
-    const Weight* const rows =
-        static_cast<const Weight*>(critic_.transposed) + e * width() * width() + unit;
     const int lots = (listed_rows + lot - 1) / lot;
     Weights<Weight, count> weights[ahead][lot];
     DTAG_UNROLLED
@@ -268,6 +308,39 @@ class Listed : public Region<actions, Precision, Team> {
           for (int i = 0; i < lot; ++i) weights[side][i].stream(beyond(rows, row[i]));
         }
       }
+    }
+  }
+
+  // The same of rows in shared memory, without a branch: what comes next is read while a row is added.
+  template <int columns, int count>
+  DTAG_BOTH void add_near_rows(int e, int column, int listed_rows, const Weight* rows,
+                               float (&map)[columns][count]) const {
+    constexpr int lot = most / 2;
+    const int* listed = list_of(e);
+    const float* terms = terms_of(e) + column;
+    int row[lot];
+    Weights<Weight, count> weights[2][lot];
+    float term[2][lot][columns];
+    load_rows<lot>(listed, row);
+    DTAG_UNROLLED
+    for (int i = 0; i < lot; ++i) {
+      weights[0][i].read(beyond(rows, row[i]));
+      load_shared(terms + i * stride, term[0][i]);
+    }
+    load_rows<lot>(listed + lot, row);
+    for (int at = 0; at < listed_rows; at += most) {
+      DTAG_UNROLLED
+      for (int side = 0; side < 2; ++side) {
+        DTAG_UNROLLED
+        for (int i = 0; i < lot; ++i) {
+          weights[1 - side][i].read(beyond(rows, row[i]));
+          load_shared(terms + ((1 + side) * lot + i) * stride, term[1 - side][i]);
+          add_row(term[side][i], weights[side][i], map);
+        }
+        load_rows<lot>(listed + (2 + side) * lot, row);
+      }
+      listed += most;
+      terms += most * stride;
     }
   }
 };

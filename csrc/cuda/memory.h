@@ -164,6 +164,12 @@ struct Weights<float, units> {
 #endif
   }
 
+  // From shared memory.
+  DTAG_BOTH void read(const float* from) {
+    static_assert(units == 1, "a thread of a cluster");
+    numbers[0] = *from;
+  }
+
   DTAG_BOTH float operator[](int u) const { return numbers[u]; }
 };
 
@@ -190,6 +196,11 @@ struct Weights<uint16_t, units> {
     for (int u = 0; u < units; u += 2)
       std::memcpy(words + u / 2, from + to_unit(u), sizeof(*from) * (units == 1 ? 1 : 2));
 #endif
+  }
+
+  DTAG_BOTH void read(const uint16_t* from) {
+    static_assert(units == 1, "a thread of a cluster");
+    words[0] = *from;
   }
 
   DTAG_BOTH float operator[](int u) const {

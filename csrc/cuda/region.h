@@ -93,8 +93,8 @@ class Region {
   }
 
   // The observation's share of z_1.
-  DTAG_BOTH void observe() {
-    team_.sync();  // all have done with the row before
+  DTAG_BOTH void observe(bool first) {
+    if (!first) team_.sync();  // all have done with the row before
     team_.each([&](Unit& thread, const Seat& seat) {
       const float* const raw = job_.observations + row_ * critic_.observation_dim;
       float* const standardised = team_.shared() + at_.observation;
@@ -286,7 +286,7 @@ class Region {
   const Job& job_;
   const PackedCritic& critic_;
   const SharedLayout& at_;
-  int64_t row_ = 0;
+  int64_t row_ = -1;      // none was taken
   bool deep_;            // two hidden layers
   int sums_;             // where in shared memory the last sums of warps are
   int both_sums_;        // there, and where those before are, together

@@ -45,14 +45,19 @@ DTAG_BOTH void add_row(const float (&term)[terms], const Weights& weights,
   }
 }
 
-// The sum of x(u) * y(u) over a thread's units, halves by themselves: as threads of half as many units
+// The sum of x(u) * y(u) over a thread's units; twice as many as others hold by halves, as two of these
 // add it up, and the lanes of a warp what their threads found.
-template <int units, int first = 0, typename X, typename Y>
+template <int actions, int units, int first = 0, typename X, typename Y>
 DTAG_BOTH float sum_units(X x, Y y) {
-  if constexpr (units == 2)
-    return fmaf(x(first + 1), y(first + 1), x(first) * y(first));
-  else
-    return sum_units<units / 2, first>(x, y) + sum_units<units / 2, first + units / 2>(x, y);
+  if constexpr (units > units_per_thread(actions)) {
+    constexpr int half = units / 2;
+    return sum_units<actions, half, first>(x, y) + sum_units<actions, half, first + half>(x, y);
+  } else {
+    float sum = x(first) * y(first);
+    DTAG_UNROLLED
+    for (int u = first + 1; u < first + units; ++u) sum = fmaf(x(u), y(u), sum);
+    return sum;
+  }
 }
 
 // A thread's share of q, sum[0], and of its gradient at base + d: sum over its units of
@@ -70,11 +75,11 @@ DTAG_BOTH void evaluate_units(const float (&map)[1 + actions][units], const floa
     for (int a = 0; a < actions; ++a) z[u] = fmaf(map[1 + a][u], d[a], z[u]);
     effective[u] = effective_weight(output[u], z[u], negative_slope);
   }
-  sum[0] = sum_units<units>([&](int u) { return effective[u]; }, [&](int u) { return z[u]; });
+  sum[0] = sum_units<actions, units>([&](int u) { return effective[u]; }, [&](int u) { return z[u]; });
   DTAG_UNROLLED
   for (int a = 0; a < actions; ++a)
     sum[1 + a] =
-        sum_units<units>([&](int u) { return effective[u]; }, [&](int u) { return map[1 + a][u]; });
+        sum_units<actions, units>([&](int u) { return effective[u]; }, [&](int u) { return map[1 + a][u]; });
 }
 
 // ---- the heads ----

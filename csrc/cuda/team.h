@@ -4,6 +4,9 @@
 //   units               that a thread holds
 //   each(f)             f(thread, seat) by every thread
 //   shared()            the block's shared memory
+//   send(to, from, bytes, n, apart)   once, in a cluster: for n times so many bytes, `apart` from each other
+//                       in global memory, to shared memory, where they lie together
+//   await_sent()        until they are there
 //   sync()              what was written to shared memory before is seen by all after
 //   any(f)              whether f(thread, seat) holds for any thread, to all, who wait as in sync()
 //   vote(to, f)         f(thread, u) of the threads' units: thread.votes[u] has the bits of the warp's
@@ -78,8 +81,10 @@ DTAG_BOTH int bits_of(uint32_t word) {
 template <int actions, int units, bool roomy>
 struct Thread {
   static constexpr int rows_sent_for = roomy ? 20 : 4;
-  // Of a map that a cluster builds: half of a unit's columns with those that fill them up.
-  static constexpr int columns_of_share = term_stride(actions) / 2;
+  // Of a map that a cluster builds: half of a unit's columns with those that fill them up, or some more,
+  // whose terms are read by fours.
+  static constexpr int half_columns = term_stride(actions) / 2;
+  static constexpr int columns_of_share = half_columns <= 4 ? half_columns : (half_columns + 3) / 4 * 4;
 
   float map[1 + actions][units];  // c, and the columns of M: z_2 = c + M d
   float first[actions][units];    // W_1a, where there are registers for it

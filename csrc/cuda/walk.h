@@ -27,7 +27,8 @@ class Walk : public Following<actions, Precision, Team> {
 
   // Take a row: its observation's share of z_1. If its first map is to be built apart, by a cluster,
   // list the rows of W_2^T that it is made of: be ready for add_part().
-  DTAG_BOTH void take(int64_t row, bool apart) {
+  DTAG_BOTH void take(int64_t row, bool apart, int part) {
+    const bool first = row_ < 0;
     row_ = row;
     taken_ = row < job_.rows;
     built_ = stands_ = false;
@@ -45,10 +46,10 @@ class Walk : public Following<actions, Precision, Team> {
       lane.high = settings.high[k];
     });
     send_for(0);
-    finite_ = *critic_.finite != 0;
-    walks_ = !job_.dense && finite_;
+    const int finite = *critic_.finite;
+    if (apart) send_for_part(part, first);
     failed_ = false;
-    usual_ = walks_ && critic_.heads == 2 && at_.warps_per_head == usual_warps &&
+    usual_ = critic_.heads == 2 && at_.warps_per_head == usual_warps &&
              settings.ensemble == Ensemble::min && settings.optimizer == Optimizer::sgd &&
              settings.gradient == Gradient::raw && settings.max_distance < 0.0f;
     if (usual_)
@@ -57,18 +58,23 @@ class Walk : public Following<actions, Precision, Team> {
     if (given_)
       this->take_given();
     else
-      observe();
+      observe(first);
+    finite_ = anew(finite) != 0;  // not looked at before, which would be to wait for it
+    walks_ = !job_.dense && finite_;
+    usual_ = usual_ && walks_;
     set_out();
     if (!apart || !walks_ || !deep_) return;
     place(false);
-    list(true, 0);
+    list(true, 0, part_bytes());
     built_ = true;
   }
   DTAG_BOTH bool builds() const { return built_; }
 
   // Where the map came from the cluster.
   using Base::add_part;
+  using Base::await_slice;
   using Base::give_part;
+  using Base::map_bytes;
   using Base::take_map;
 
   // Everything else, up to the result.
@@ -97,9 +103,11 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::job_;
   using Base::list;
   using Base::observe;
+  using Base::part_bytes;
   using Base::place;
   using Base::row_;
   using Base::send_for_observation;
+  using Base::send_for_part;
   using Base::send_for_weights;
   using Base::stands_;
   using Base::stride;

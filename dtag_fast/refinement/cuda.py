@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dtag_fast import _cuda
 
 DEVICE = "cuda"  # where weights and arrays have to be
+WARP = 32  # threads
 
 Kernel = Literal["auto", "row", "lean", "cluster"]
 
@@ -134,15 +135,17 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     of_observation = weights[0][:, :, :size]  # [E, H_1, S]
     of_action = weights[0][:, :, size:]  # [E, H_1, A]
 
-    def by_groups(rows: Tensor) -> Tensor:  # [E, n, P] -> [E, P / group, n, group]
+    def by_groups(rows: Tensor, group: int) -> Tensor:  # [E, n, P] -> [E, P / group, n, group]
         heads, count, _ = rows.shape
         return rows.reshape(heads, count, width // group, group).transpose(1, 2).contiguous()
 
     tensors = {
         "mean": critic.normalizer.mean.detach().clone(),
         "std": critic.normalizer.std.detach().clone(),
-        "observation_weights": by_groups(_padded(of_observation.mT, -(-size // 4) * 4, width)),
-        "action_weights": by_groups(_padded(of_action.mT, actions, width)),
+        "observation_weights": by_groups(
+            _padded(of_observation.mT, -(-size // 4) * 4, width), group
+        ),
+        "action_weights": by_groups(_padded(of_action.mT, actions, width), group),
         "first_bias": _padded(biases[0], width),
         "output": _padded(weights[-1].squeeze(1), width),
         "output_bias": biases[-1].squeeze(1).clone(),
@@ -152,6 +155,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         weights[1] = between
         tensors["weight"] = _padded(between, critic.hidden[1], width)
         tensors["transposed"] = _padded(between.mT, width, width)
+        tensors["sliced"] = by_groups(tensors["transposed"], WARP)  # for clusters
         tensors["second_bias"] = _padded(biases[1], width)
     if len(critic.hidden) == 2 and precision == "tf32x3":
         tensors |= _for_tensor_cores(of_action, weights[1], actions, width)

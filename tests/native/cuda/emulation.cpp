@@ -14,8 +14,10 @@ template <int actions, int units, int blocks_of_row, bool roomy, typename Precis
 void run(Job job) {
   ++turn;
   using Block = HostBlock<actions, units, blocks_of_row, roomy, Precision>;
-  job.shared = SharedLayout(job.critic, units, blocks_of_row > 1);
+  constexpr bool apart = blocks_of_row > 1;
   for (int64_t index = blocks - 1; index >= 0; --index) {
+    // The first has room for a slice of W_2^T, others have not.
+    job.shared = SharedLayout(job.critic, units, apart, apart && index == 0);
     Block block(job, index, blocks, turn);
     refine_rows<actions, blocks_of_row, Precision>(block, job);
   }

@@ -9,8 +9,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "job.h"
@@ -48,6 +50,15 @@ class HostTeam {
 
   float* shared() const { return shared_; }
   void sync() const {}
+
+  // What is sent for comes as late as it may.
+  void send(char* to, const char* from, int bytes, int n, int apart) {
+    sent_ = [=] {
+      for (int i = 0; i < n; ++i)
+        std::memcpy(to + i * bytes, from + static_cast<int64_t>(i) * apart, bytes);
+    };
+  }
+  void await_sent() { sent_(); }
 
   template <typename F>
   void each(F f) {
@@ -146,6 +157,7 @@ class HostTeam {
   float* shared_;
   Turns* turns_;
   std::vector<Unit> units_;
+  std::function<void()> sent_;
   Lane lanes_[warp_size];
 };
 
@@ -167,11 +179,20 @@ class HostBlock {
 
   int64_t index() const { return index_; }
   int64_t count() const { return count_; }
-  float* first_shared() { return memory_.data(); }
 
   // Nobody may wait for those who did not arrive, nor arrive again before.
   void arrive() { arrive_or_wait(true); }
   void wait() { arrive_or_wait(false); }
+
+  // What is given comes as late as it may.
+  void expect(int bytes) { expected_ = bytes; }
+  void give(int to, float number) { given_.emplace_back(to, number); }
+  void receive() {
+    if (expected_ != static_cast<int>(given_.size() * sizeof(float)))
+      throw std::logic_error("other bytes are expected than were given");
+    for (const auto& [to, number] : given_) memory_[to] = number;
+    given_.clear();
+  }
 
   template <typename F>
   void teams(F f) {
@@ -186,6 +207,8 @@ class HostBlock {
 
   int64_t index_, count_;
   bool arrived_ = false;
+  int expected_ = 0;
+  std::vector<std::pair<int, float>> given_;
   const SharedLayout at_;
   Turns turns_;
   std::vector<float> memory_;

@@ -1,6 +1,7 @@
 // csrc/cuda without a device: launch.h as loops over blocks and threads. Addresses are the host's.
 #include "block.h"
 #include "host_team.h"
+#include "host_warpgroup.h"
 #include "launch.h"
 
 namespace dtag::cuda {
@@ -32,6 +33,29 @@ void run(const Job& job, Kind kind) {
   return run<actions, units, 1, false, Precision>(job);
 }
 
+template <int actions, int heads>
+void run_tiles(const Job& job) {
+  constexpr int64_t clusters = 2;
+  for (int64_t index = 0; index < clusters; ++index) {
+    HostCluster<actions, heads> cluster(job, index, clusters, ++turn);
+    refine_tiles(cluster, job);
+  }
+}
+
+template <int actions>
+void run_tiles(const Job& job) {
+  return job.critic.heads == 1 ? run_tiles<actions, 1>(job) : run_tiles<actions, 2>(job);
+}
+
+void run_tiles(const Job& job) {
+  switch (job.critic.layout.actions) {
+    case 2: return run_tiles<2>(job);
+    case 4: return run_tiles<4>(job);
+    case 6: return run_tiles<6>(job);
+    case 8: return run_tiles<8>(job);
+  }
+}
+
 template <int actions>
 void run(const Job& job, Kind kind) {
   switch (job.critic.precision) {
@@ -48,8 +72,13 @@ const char* prepare(const PackedCritic&, int) { return nullptr; }
 const char* why_none(Kind kind, const PackedCritic& critic, int) { return why_none(kind, critic); }
 
 // As the device might.
-const char* launch(const Job& job, Kind kind, int, uintptr_t) {
+const char* launch(const Job& given, Kind kind, int, uintptr_t) {
+  Job job = given;
   if (const char* const reason = why_none(kind, job.critic)) return reason;
+  if (kind == Kind::automatic && job.dense && fits_tiles(job.critic)) {
+    run_tiles(job);
+    job.marked = true;
+  }
   if (kind == Kind::automatic)
     for (const Kind each : {Kind::row, Kind::lean, Kind::cluster})
       if (why_none(each, job.critic) == nullptr &&

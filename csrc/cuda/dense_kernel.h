@@ -12,10 +12,20 @@ inline bool fits_tiles(const PackedCritic& critic) {
          critic.heads <= 2 && critic.action_dim <= 8 && critic.layout.width <= 256;
 }
 
+// What a row's threads note of its climb, in shared memory since the network takes all registers.
+struct TileNotes {
+  static constexpr int threads = 128;
+  float q[threads];  // of the ensemble, now
+  float best_q[threads], q_initial[threads];
+  float result_q[threads], result_initial[threads];  // of the starting points yet
+  int best_step[threads];
+  int failed[threads];  // a number was not finite
+};
+
 // By offsets in bytes, from a place that is a multiple of 1024.
 struct TileLayout {
   static constexpr int rows = 64;           // of a tile
-  static constexpr int threads = 128;       // of a block: two to a row where rows climb
+  static constexpr int threads = TileNotes::threads;  // of a block: two to a row where rows climb
   static constexpr int units = 256;         // of a hidden layer; zeros beyond the critic's
   static constexpr int slab_units = 64;     // W_2: of the first layer, whose weights lie together
   static constexpr int slab = units * slab_units * 2;
@@ -33,7 +43,9 @@ struct TileLayout {
   static constexpr int climbs = actions + 4 * rows * most_actions;  // [4, 128, 4], see Climbing
   static constexpr int sent = climbs + 4 * 16 * threads;  // [2, 128, 4], by the other head: its gradient
   static constexpr int sent_values = sent + 2 * 16 * threads;      // [2, 128], and q
-  static constexpr int first = sent_values + 2 * 4 * threads;      // [128, first_stride], W_1a of two units
+  static constexpr int notes = sent_values + 2 * 4 * threads;      // TileNotes
+  static constexpr int passing = notes + static_cast<int>(sizeof(TileNotes));  // [4, 128], z_1 > 0, by quarters
+  static constexpr int first = passing + 4 * 4 * threads;  // [128, first_stride], W_1a of two units
 
   // Floats of the first layer's weights of two units for all of the kernel's dimensions of the action, two
   // by two; four threads that read four pairs' do not meet.
@@ -42,9 +54,12 @@ struct TileLayout {
 };
 static_assert(TileLayout::observed + 4 * TileLayout::rows * TileLayout::observed_stride <= TileLayout::top,
               "what is staged lies where the share will");
-static_assert(TileLayout::bytes(8) + 1024 <= 227 * 1024, "a block's shared memory");
+static_assert(TileLayout::bytes(8) <= 227 * 1024, "a block's shared memory");
 
-// void(const Job), of heads blocks a cluster; null if there is none for so many action dimensions.
-const void* dense_kernel(int actions, int heads);
+// Those there are kernels for, of the critic's number or the next.
+DTAG_BOTH constexpr int tile_actions(int actions) { return actions <= 4 ? 4 : actions; }
+
+// void(const Job), of heads blocks a cluster; for what fits_tiles.
+const void* dense_kernel(const PackedCritic& critic);
 
 }  // namespace dtag::cuda

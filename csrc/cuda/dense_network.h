@@ -4,31 +4,32 @@
 #include "dense_kernel.h"
 #include "memory.h"
 #include "step.h"
+#include "team.h"
 #include "tile_words.h"
 #include "wgmma.cuh"
 
 namespace dtag::cuda {
 
+constexpr int fragments = TileLayout::units / 16;  // of a layer: 16 columns each
+constexpr int ring = 4;                            // of h_1, at a time
+
 // What a thread keeps. Its row where rows climb is one of the two that it has the sums of.
 template <int actions>
 struct TileThread {
-  float sums[2][64];       // of a half of the columns: of every eight two, of two rows
-  uint32_t hidden[16][4];  // h_1, a fragment for every 16 columns
-  uint32_t slopes[16][4];  // g_2 = w * relu'(z_2), likewise
-  uint32_t passing[4];     // z_1 > 0, a bit each
+  float sums[2][64];  // of z_2, halves of the columns: of every eight two, of two rows
+  float back[3][32];  // of g_2 W_2, quarters of the columns; the last takes the first one's place
+  uint32_t hidden[ring][4];       // h_1
+  uint32_t slopes[fragments][4];  // g_2 = w * relu'(z_2)
+  uint32_t passing;  // z_1 > 0, a bit each
   float action[2][actions];
   float q[2];
+  int late[2];  // see second_layer
   float gradient[2][actions];
   // Of the row that it climbs for and four dimensions of the action:
   float own_q, own[4];  // the head's q and gradient
   float total[4];       // the ensemble's gradient
   float proposal[4], initial[4];
   float length;
-  float bias;  // of the head's q
-  float q_now, best_q, q_initial;
-  int best_step;
-  bool failed;                     // a number was not finite
-  float result_q, result_initial;  // of the starting points yet
 };
 
 // Where a thread is: it has the sums of row(0) and row(1), of the columns 2 pair() + {0, 1} of every eight, and
@@ -40,6 +41,8 @@ struct TilePlace {
   DTAG_BOTH int own() const { return thread % 4 / 2; }
   DTAG_BOTH int dimension() const { return thread % 2 * 4; }
 };
+
+DTAG_BOTH TilePlace anew(const TilePlace& place) { return {anew(place.thread)}; }
 
 // Group: the threads, see device_warpgroup.cuh.
 template <int actions, typename Group>
@@ -54,17 +57,17 @@ class DenseNetwork {
 
   // The weights that stay, but for W_2, which take() sends for with the first tile.
   DTAG_BOTH void start() {
-    group_.each([&](Thread& thread, const Place& at) {
-      thread.bias = critic_.output_bias[head_];
+    group_.each([&](Thread&, const Place& at) {
       put_weights(at.thread);
     });
   }
 
   // A tile: the observation's share of z_1.
-  DTAG_BOTH void take(int64_t tile, bool is_first) {
-    first_row_ = tile * At::rows;
+  DTAG_BOTH void take(int tile, bool is_first) {
+    tile_ = tile;
     group_.sync();  // all have done with the tile before
-    group_.each([&](Thread& thread, const Place& at) {
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
       send_for_observation_weights(at, 0);
       copies_commit();
       if (is_first) send_for_matrix(at);
@@ -81,11 +84,13 @@ class DenseNetwork {
     });
     group_.sync();
     for (int first = 0;;) {
-      group_.each([&](Thread& thread, const Place& at) { add_observation(thread, at, first); });
+      group_.each(
+          [&](Thread& thread, const Place& here) { add_observation(thread, anew(here), first); });
       group_.sync();
       first += At::staged;
       if (first >= critic_.observation_dim) break;
-      group_.each([&](Thread&, const Place& at) {
+      group_.each([&](Thread&, const Place& here) {
+        const Place at = anew(here);
         send_for_observation_weights(at, first);
         copies_commit();
         put_observation(at, first);
@@ -93,7 +98,8 @@ class DenseNetwork {
       });
       group_.sync();
     }
-    group_.each([&](Thread& thread, const Place& at) {
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
       DTAG_UNROLLED
       for (int half = 0; half < 2; ++half) {
         float* const share = floats(At::share) + at.thread + At::threads * half;
@@ -102,74 +108,94 @@ class DenseNetwork {
         for (int row = 0; row < At::rows; ++row)
           share[row * At::share_stride] = thread.sums[half][row] + 0.0f;
       }
-      thread.failed = false;
+      notes().failed[at.thread] = 0;
       copies_wait<0>();
     });
     group_.sync_for_tensor_cores();
   }
 
  protected:
-  static constexpr int steps_of_sum = At::units / 16;  // in which a product is added up
-
+  DTAG_BOTH int64_t first_row() const { return static_cast<int64_t>(tile_) * At::rows; }
   DTAG_BOTH float* floats(int at) const { return reinterpret_cast<float*>(group_.memory() + at); }
+  DTAG_BOTH TileNotes& notes() const { return *reinterpret_cast<TileNotes*>(group_.memory() + At::notes); }
   DTAG_BOTH float* action_of(int row) const {
     return floats(At::actions) + row * At::most_actions;
   }
 
-  // q of each of a thread's rows, its part, at their actions.
+  // The sums of z_2 for each of a thread's rows, at their actions. They are there after wait.
   DTAG_BOTH void forward() {
-    group_.each([&](Thread& thread, const Place& at) {
+    group_.forget();
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r) {
-        thread.q[r] = 0.0f;
         DTAG_UNROLLED
-        for (int a = 0; a < actions; a += 2)
-          load_two(action_of(at.row(r)) + a, thread.action[r] + a);
-        DTAG_UNROLLED
-        for (int a = 0; a < actions; ++a) thread.gradient[r][a] = 0.0f;
+        for (int a = 0; a < actions; a += 2) load_two(action_of(at.row(r)) + a, thread.action[r] + a);
       }
     });
     DTAG_UNROLLED
-    for (int k = 0; k < steps_of_sum; ++k) {
+    for (int k = 0; k < fragments; ++k) {
       group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { first_layer(thread, at, k); });
       group_.fence();
       multiply_hidden(0, k);
+      multiply_hidden(1, k);
+      group_.commit();
+      if (k + 1 < ring) continue;
+      // A few of them are enough, and take fewer registers.
+      group_.template wait<ring - 1>(
+          [k](Thread& thread) -> auto& { return thread.hidden[(k + 1) % ring]; });
     }
-    group_.commit();
-    group_.fence();
-    DTAG_UNROLLED
-    for (int k = 0; k < steps_of_sum; ++k) multiply_hidden(1, k);
-    group_.commit();
-    group_.template wait<1>([](Thread& thread) -> auto& { return thread.sums[0]; });
-    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, 0); });
-    group_.template wait<0>([](Thread& thread) -> auto& { return thread.sums[1]; });
-    group_.keep([](Thread& thread) -> auto& { return thread.hidden; });
+    group_.template wait<0>([](Thread& thread) -> auto& { return thread.sums[0]; });
+    group_.keep([](Thread& thread) -> auto& { return thread.sums[1]; });
   }
 
-  // What is left of forward(), and the gradient's part.
-  DTAG_BOTH void finish(bool climbs) {
-    constexpr int half = steps_of_sum / 2;
-    if (!climbs) {
-      group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, 1); });
-      return;
+  // The rows' q alone, a thread's part of it.
+  DTAG_BOTH void evaluate_q() {
+    group_.forget();
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      clear(thread);
+      DTAG_UNROLLED
+      for (int k = 0; k < fragments; ++k) second_layer(thread, at, k);
+    });
+  }
+
+  // And the gradient, by quarters of the columns of W_2: the next one's sums are made meanwhile.
+  DTAG_BOTH void evaluate_gradient() {
+    constexpr int half = fragments / 2;
+    group_.forget();
+    group_.each([&](Thread& thread, const Place&) DTAG_INLINED { clear(thread); });
+    DTAG_UNROLLED
+    for (int k = 0; k < fragments; ++k) {
+      group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, k); });
+      group_.fence();
+      multiply_slopes(0, k, k > 0);
+      if (k >= half) multiply_slopes(1, k, k > half);  // there are registers for it now
     }
-    group_.fence();
-    DTAG_UNROLLED
-    for (int k = 0; k < half; ++k) multiply_slopes(0, k);
-    group_.commit();
-    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, 1); });
-    group_.fence();
-    DTAG_UNROLLED
-    for (int k = half; k < steps_of_sum; ++k) multiply_slopes(0, k);
     group_.commit();
     DTAG_UNROLLED
-    for (int k = 0; k < steps_of_sum; ++k) multiply_slopes(1, k);
+    for (int k = 0; k < half; ++k) multiply_slopes(1, k, true);
     group_.commit();
-    group_.template wait<1>([](Thread& thread) -> auto& { return thread.sums[0]; });
-    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { back(thread, at, 0); });
-    group_.template wait<0>([](Thread& thread) -> auto& { return thread.sums[1]; });
-    group_.keep([](Thread& thread) -> auto& { return thread.slopes; });
-    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { back(thread, at, 1); });
+    group_.forget();
+    DTAG_UNROLLED
+    for (int quarter = 2; quarter < 4; ++quarter) {
+      wait_for<1>(quarter - 2);
+      group_.fence();
+      DTAG_UNROLLED
+      for (int k = 0; k < fragments; k += 2) {
+        multiply_slopes(quarter, k, k > 0);
+        multiply_slopes(quarter, k + 1, true);
+        group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+          back(thread, at, quarter - 2, k / 2);
+        });
+      }
+      group_.commit();
+    }
+    wait_for<1>(2);
+    back_all(2);
+    wait_for<0>(3);
+    DTAG_UNROLLED
+    for (int k = 0; k < fragments; ++k)
+      group_.keep([k](Thread& thread) -> auto& { return thread.slopes[k]; });
+    back_all(3);
   }
 
   // Over the four threads of a row: q to those that climb for it, the gradient by dimensions.
@@ -203,7 +229,7 @@ class DenseNetwork {
             give[i] = at.dimension() ? dimension(thread, i) : dimension(thread, 4 + i);
         },
         [&](Thread& thread, const Place& at, const float(&got)[5]) {
-          thread.own_q = thread.q[0] + got[4] + thread.bias;
+          thread.own_q = thread.q[0] + got[4];
           DTAG_UNROLLED
           for (int i = 0; i < 4; ++i)
             thread.own[i] =
@@ -215,7 +241,7 @@ class DenseNetwork {
   const Job& job_;
   const PackedCritic& critic_;
   const int head_;
-  int64_t first_row_ = 0;
+  int tile_ = 0;
 
  private:
   DTAG_BOTH int width() const { return critic_.layout.width; }
@@ -236,64 +262,67 @@ class DenseNetwork {
     float* const top = floats(At::top) + 4 * pair;
     DTAG_UNROLLED
     for (int i = 0; i < 2; ++i) {
-      const float* const from = critic_.action_weights +
-                                (head_ * width() + unit) / group_units * actions * group_units +
-                                unit % group_units + i;
+      const float* const from =
+          critic_.action_weights +
+          (head_ * width() + unit) / group_units * critic_.layout.actions * group_units + unit % group_units + i;
       DTAG_UNROLLED
-      for (int a = 0; a < actions; ++a) first[2 * a + i] = real ? from[a * group_units] : 0.0f;
+      for (int a = 0; a < actions; ++a)
+        first[2 * a + i] = real && a < critic_.layout.actions ? from[a * group_units] : 0.0f;
       const int at = head_ * width() + unit + i;
       top[i] = 0.0f - (real ? critic_.second_bias[at] : 0.0f);  // never a negative zero
       top[2 + i] = real ? critic_.output[at] : 0.0f;
     }
   }
 
-  // W_2 of the head: zeros where it has no units.
+  // W_2 of the head: zeros where it has no units. Eight numbers in a row to a thread.
   DTAG_BOTH void send_for_matrix(const Place& at) {
-    const auto* const matrix =
-        static_cast<const uint16_t*>(critic_.weight) + head_ * critic_.top_units * width();
-    constexpr int pieces = At::units / 8;  // of eight numbers in a row
+    constexpr int pieces = At::units / 8;
+    const int column = at.thread % pieces * 8;
+    const auto* const from = static_cast<const uint16_t*>(critic_.weight) +
+                             head_ * critic_.top_units * width() + (column < width() ? column : 0);
+    char* const to = group_.memory() + At::weights + column / At::slab_units * At::slab;
 #ifdef __CUDA_ARCH__
 #pragma unroll 4
 #endif
-    for (int i = at.thread; i < At::units * pieces; i += At::threads) {
-      const int row = i / pieces, column = i % pieces * 8;
+    for (int row = at.thread / pieces; row < At::units; row += At::threads / pieces) {
       const bool real = row < critic_.top_units && column < width();
-      copy_later(group_.memory() + At::weights + column / At::slab_units * At::slab +
-                     swizzled(row * 128 + column % At::slab_units * 2),
-                 real ? matrix + row * width() + column : matrix, real);
+      copy_later(to + swizzled(row * 128 + column % At::slab_units * 2), from + (real ? row * width() : 0),
+                 real);
     }
   }
 
-  // Of W_1s the rows of some numbers of the observation.
+  // Of W_1s the rows of some numbers of the observation, four units to a thread.
   DTAG_BOTH void send_for_observation_weights(const Place& at, int first) {
-    const int rows = observation_rows(critic_);
+    const int thread = at.thread;
     constexpr int pieces = At::units / 4;
+    const int unit = thread % pieces * 4, rows = observation_rows(critic_) - first;
+    const float* const from =
+        critic_.observation_weights + (unit < width() ? unit % group_units : 0) +
+        ((head_ * width() + (unit < width() ? unit : 0)) / group_units * observation_rows(critic_) + first) *
+            group_units;
 #ifdef __CUDA_ARCH__
 #pragma unroll 4
 #endif
-    for (int i = at.thread; i < At::staged * pieces; i += At::threads) {
-      const int row = i / pieces, unit = i % pieces * 4;
-      const bool real = first + row < rows && unit < width();
-      const float* const from = critic_.observation_weights +
-                                ((head_ * width() + unit) / group_units * rows + first + row) * group_units +
-                                unit % group_units;
-      copy_later(floats(At::staged_weights) + row * At::units + unit,
-                 real ? from : critic_.observation_weights, real);
+    for (int row = thread / pieces; row < At::staged; row += At::threads / pieces) {
+      const bool real = row < rows && unit < width();
+      copy_later(floats(At::staged_weights) + row * At::units + unit, from + (real ? row * group_units : 0),
+                 real);
     }
   }
 
-  // And those numbers, standardised.
+  // And those numbers, standardised: one of each fourth row to a thread.
   DTAG_BOTH void put_observation(const Place& at, int first) {
+    const int thread = at.thread, i = thread % At::staged, k = first + i;
+    const bool real = k < critic_.observation_dim;
+    const float mean = real ? critic_.mean[k] : 0.0f, per_std = real ? 1.0f / critic_.std[k] : 0.0f;
 #ifdef __CUDA_ARCH__
 #pragma unroll 4
 #endif
-    for (int i = at.thread; i < At::rows * At::staged; i += At::threads) {
-      const int row = i / At::staged, k = first + i % At::staged;
+    for (int row = thread / At::staged; row < At::rows; row += At::threads / At::staged) {
       float x = 0.0f;
-      if (first_row_ + row < job_.rows && k < critic_.observation_dim)
-        x = (job_.observations[(first_row_ + row) * critic_.observation_dim + k] - critic_.mean[k]) /
-            critic_.std[k];
-      floats(At::observed)[row * At::observed_stride + i % At::staged] = x;
+      if (real && first_row() + row < job_.rows)
+        x = (job_.observations[(first_row() + row) * critic_.observation_dim + k] - mean) * per_std;
+      floats(At::observed)[row * At::observed_stride + i] = x;
     }
   }
 
@@ -322,24 +351,48 @@ class DenseNetwork {
 
   // ---- the layers ----
 
+  DTAG_BOTH uint32_t& passing_of(const Place& at, int quarter) const {
+    return reinterpret_cast<uint32_t*>(group_.memory() + At::passing)[quarter * At::threads + at.thread];
+  }
+
   // Of 16 columns of W_2 from 16 k on, the rows of a half of its units.
   DTAG_BOTH void multiply_hidden(int half, int k) {
     const uint32_t at = At::weights + k / 4 * At::slab + half * (At::units / 2) * 128 + k % 4 * 32;
     group_.template multiply<false>(
         k > 0, [half](Thread& thread) -> auto& { return thread.sums[half]; },
-        [k](Thread& thread) -> auto& { return thread.hidden[k]; },
-        wgmma_tile(group_.address() + at, 1024));
+        [k](Thread& thread) -> auto& { return thread.hidden[k % ring]; },
+        wgmma_tile(group_.address(), 1024) + (at >> 4));
   }
-  // Of 16 rows of W_2 from 16 k on, a half of the columns.
-  DTAG_BOTH void multiply_slopes(int half, int k) {
-    const uint32_t at = At::weights + half * 2 * At::slab + k * 16 * 128;
+  // Of 16 rows of W_2 from 16 k on, a quarter of the columns: a slab.
+  DTAG_BOTH void multiply_slopes(int quarter, int k, bool onto) {
+    const uint32_t at = At::weights + quarter * At::slab + k * 16 * 128;
     group_.template multiply<true>(
-        k > 0, [half](Thread& thread) -> auto& { return thread.sums[half]; },
+        onto, [quarter](Thread& thread) -> auto& { return thread.back[quarter % 3]; },
         [k](Thread& thread) -> auto& { return thread.slopes[k]; },
-        wgmma_tile(group_.address() + at, 1024, At::slab));
+        wgmma_tile(group_.address(), 1024) + (at >> 4));
+  }
+  template <int pending>
+  DTAG_BOTH void wait_for(int quarter) {
+    group_.template wait<pending>(
+        [quarter](Thread& thread) -> auto& { return thread.back[quarter % 3]; });
+  }
+  DTAG_BOTH void back_all(int quarter) {
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      DTAG_UNROLLED
+      for (int i = 0; i < 8; ++i) back(thread, at, quarter, i);
+    });
   }
 
-  // Columns of a fragment: two pairs eight apart.
+  DTAG_BOTH static void clear(Thread& thread) {
+    DTAG_UNROLLED
+    for (int r = 0; r < 2; ++r) {
+      thread.q[r] = 0.0f;
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a) thread.gradient[r][a] = 0.0f;
+    }
+  }
+
+  // W_1a of a thread's two columns of the eight.
   DTAG_BOTH void load_first(const Place& at, int eight, float (&w)[2 * actions]) const {
     load_shared(floats(At::first) + (4 * eight + at.pair()) * At::first_stride(actions), w);
   }
@@ -360,49 +413,54 @@ class DenseNetwork {
           z[1] = fmaf(w[2 * a + 1], thread.action[r][a], z[1]);
         }
         const uint32_t pair = positive_pair_of(z[0], z[1]);
-        thread.hidden[k][2 * j + r] = pair;
+        thread.hidden[k % ring][2 * j + r] = pair;
         // Sixteen pairs to a word: of pair i the bits i and 16 + i.
-        uint32_t& word = thread.passing[k / 4];
-        word = (k % 4 == 0 && j == 0 && r == 0 ? 0 : word >> 1) | nonzero_halves(pair);
+        const bool begins = k % 4 == 0 && j == 0 && r == 0;
+        thread.passing = (begins ? 0 : thread.passing >> 1) | nonzero_halves(pair);
       }
     }
+    if (k % 4 == 3) passing_of(at, k / 4) = thread.passing;
   }
 
-  // Of a half's columns: q and what is multiplied next.
-  DTAG_BOTH void second_layer(Thread& thread, const Place& at, int half) {
+  // Of a fragment's columns: q and what is multiplied next.
+  DTAG_BOTH void second_layer(Thread& thread, const Place& at, int k) {
     DTAG_UNROLLED
-    for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 2; ++j) {
+      const int eight = 2 * k + j;
       float top[4];
-      load_shared(floats(At::top) + 4 * (64 * half + 4 * i + at.pair()), top);
+      load_shared(floats(At::top) + 4 * (4 * eight + at.pair()) + (k < 2 ? 0 : thread.late[k % 2]), top);
       const uint32_t weights = pair_of(top[2], top[3]);
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r) {
-        // -z_2, of which the sign is set where z_2 > 0.
-        const float first = top[0] - thread.sums[half][4 * i + 2 * r];
-        const float second = top[1] - thread.sums[half][4 * i + 2 * r + 1];
-        thread.slopes[8 * half + i / 2][2 * (i % 2) + r] = weights & negative_halves(first, second);
-        thread.q[r] = fmaf(-top[2], negative_part(first), thread.q[r]);
-        thread.q[r] = fmaf(-top[3], negative_part(second), thread.q[r]);
+        // -relu(z_2): its sign is set where z_2 passes.
+        const float* const sums = thread.sums[eight / 16] + 4 * (eight % 16) + 2 * r;
+        const float first = negative_part(top[0] - sums[0]), second = negative_part(top[1] - sums[1]);
+        thread.slopes[k][2 * j + r] = weights & negative_halves(first, second);
+        thread.q[r] = fmaf(-top[2], first, thread.q[r]);
+        thread.q[r] = fmaf(-top[3], second, thread.q[r]);
       }
-    }
+    }    // The weights of the fragment after the next wait for q. Else the compiler reads all of them at once, and
+    // is short of registers. With a NaN others are read; the row is marked then.
+    const float sum = thread.q[0] + thread.q[1];
+    thread.late[k % 2] = sum != sum ? 4 : 0;
   }
 
-  DTAG_BOTH void back(Thread& thread, const Place& at, int half) {
+  // Of eight columns of a quarter: the gradient.
+  DTAG_BOTH void back(Thread& thread, const Place& at, int quarter, int i) {
+    const int eight = 8 * quarter + i;
+    const uint32_t passing = passing_of(at, quarter);
+    float w[2 * actions];
+    load_first(at, eight, w);
     DTAG_UNROLLED
-    for (int i = 0; i < 16; ++i) {
-      float w[2 * actions];
-      load_first(at, 16 * half + i, w);
+    for (int r = 0; r < 2; ++r) {
+      const int bit = 2 * i + r;
       DTAG_UNROLLED
-      for (int r = 0; r < 2; ++r) {
-        const int bit = 4 * (i / 2 % 4) + 2 * (i % 2) + r;
+      for (int c = 0; c < 2; ++c) {
+        const bool passes = passing >> (bit + 16 * c) & 1;
+        const float g = passes ? thread.back[quarter % 3][4 * i + 2 * r + c] : 0.0f;
         DTAG_UNROLLED
-        for (int c = 0; c < 2; ++c) {
-          const bool passes = thread.passing[2 * half + i / 8] >> (bit + 16 * c) & 1;
-          const float g = passes ? thread.sums[half][4 * i + 2 * r + c] : 0.0f;
-          DTAG_UNROLLED
-          for (int a = 0; a < actions; ++a)
-            thread.gradient[r][a] = fmaf(g, w[2 * a + c], thread.gradient[r][a]);
-        }
+        for (int a = 0; a < actions; ++a)
+          thread.gradient[r][a] = fmaf(g, w[2 * a + c], thread.gradient[r][a]);
       }
     }
   }

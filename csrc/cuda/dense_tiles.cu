@@ -10,9 +10,7 @@ namespace {
 template <int actions, int heads>
 __global__ void __launch_bounds__(TileLayout::threads, 1) dense_kernel(const __grid_constant__ Job job) {
 #if DTAG_WGMMA
-  extern __shared__ __align__(1024) char shared[];
-  char* const memory = shared + (-static_cast<uint32_t>(__cvta_generic_to_shared(shared)) & 1023);
-  DeviceCluster<actions, heads> cluster(job, memory);
+  DeviceCluster<actions, heads> cluster(job);
   refine_tiles(cluster, job);
 #endif
 }
@@ -25,12 +23,11 @@ const void* of_heads(int heads) {
 
 }  // namespace
 
-const void* dense_kernel(int actions, int heads) {
-  switch (actions) {
-    case 2: return of_heads<2>(heads);
-    case 4: return of_heads<4>(heads);
-    case 6: return of_heads<6>(heads);
-    case 8: return of_heads<8>(heads);
+const void* dense_kernel(const PackedCritic& critic) {
+  switch (tile_actions(critic.layout.actions)) {
+    case 4: return of_heads<4>(critic.heads);
+    case 6: return of_heads<6>(critic.heads);
+    case 8: return of_heads<8>(critic.heads);
   }
   return nullptr;
 }

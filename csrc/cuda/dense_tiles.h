@@ -33,8 +33,9 @@ class DenseTiles : public DenseNetwork<actions, Group> {
 
   // To a starting point of each row.
   DTAG_BOTH void set_out(int start) {
-    group_.each([&](Thread& thread, const Place& at) {
-      const int64_t row = first_row_ + at.row(at.own());
+    group_.each([&](Thread&, const Place& here) {
+      const Place at = anew(here);
+      const int64_t row = first_row() + at.row(at.own());
       const float* const from = job_.actions + (row * job_.starts + start) * critic_.action_dim;
       float point[4];
       DTAG_UNROLLED
@@ -49,8 +50,8 @@ class DenseTiles : public DenseNetwork<actions, Group> {
       store_shared(climbing(at, first_moment), zeros);
       store_shared(climbing(at, second_moment), zeros);
       store_shared(action_of(at.row(at.own())) + at.dimension(), point);
-      thread.best_q = minus_infinity();
-      thread.best_step = 0;
+      notes().best_q[at.thread] = minus_infinity();
+      notes().best_step[at.thread] = 0;
     });
     group_.sync_warps();
   }
@@ -58,10 +59,11 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   // The head's q at the actions and, if it climbs, its gradient; to the other block, if there is one.
   DTAG_BOTH void evaluate(bool climbs, int turn) {
     this->forward();
-    this->finish(climbs);
+    climbs ? this->evaluate_gradient() : this->evaluate_q();
     this->sum_up();
     if constexpr (heads == 2)
-      group_.each([&](Thread& thread, const Place& at) {
+      group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
         const int to = turn * At::threads + at.thread;
         store_shared(reinterpret_cast<float*>(group_.other() + At::sent) + 4 * to, thread.own);
         reinterpret_cast<float*>(group_.other() + At::sent_values)[to] = thread.own_q;
@@ -71,7 +73,8 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   // See what the heads make of the actions and, if so, take a step.
   DTAG_BOTH void climb(int step, bool climbs, int turn) {
     const Settings& settings = job_.settings;
-    group_.each([&](Thread& thread, const Place& at) {
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
       see(thread, at, step, turn);
       if (!climbs || settings.gradient != Gradient::unit) return;
       thread.length = 0.0f;
@@ -101,13 +104,16 @@ class DenseTiles : public DenseNetwork<actions, Group> {
           thread.proposal[i] = thread.initial[i] + (thread.proposal[i] - thread.initial[i]) * shrink;
       });
     }
-    group_.each([&](Thread& thread, const Place& at) {
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
+      bool finite = true;
       DTAG_UNROLLED
       for (int i = 0; i < 4; ++i) {
         const int k = at.dimension() + i;
         thread.proposal[i] = into_box(settings.low[k], settings.high[k], thread.proposal[i]);
-        thread.failed = thread.failed || !is_finite(thread.total[i]) || !is_finite(thread.proposal[i]);
+        finite = finite && is_finite(thread.total[i]) && is_finite(thread.proposal[i]);
       }
+      if (!finite) notes().failed[at.thread] = 1;
       store_shared(action_of(at.row(at.own())) + at.dimension(), thread.proposal);
     });
     group_.sync_warps();
@@ -117,23 +123,27 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   // is not finite was marked.
   DTAG_BOTH void compete(int start) {
     const bool best = job_.settings.select == Select::best;
-    group_.each([&](Thread& thread, const Place& at) {
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
       load_shared(best ? climbing(at, best_point) : action_of(at.row(at.own())) + at.dimension(),
                   thread.proposal);
       measure(thread, at);
     });
     sum_lengths();
-    group_.each([&](Thread& thread, const Place& at) {
-      const float q = best ? thread.best_q : thread.q_now;
-      const bool highest_initial = start == 0 || thread.q_initial > thread.result_initial;
-      const bool highest = start == 0 || q > thread.result_q;
-      if (highest_initial) thread.result_initial = thread.q_initial;
-      if (highest) thread.result_q = q;
-      const int64_t row = first_row_ + at.row(at.own());
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
+      TileNotes& of = notes();
+      const int t = at.thread;
+      const float q = best ? of.best_q[t] : of.q[t], q_initial = of.q_initial[t];
+      const bool highest_initial = start == 0 || q_initial > of.result_initial[t];
+      const bool highest = start == 0 || q > of.result_q[t];
+      if (highest_initial) of.result_initial[t] = q_initial;
+      if (highest) of.result_q[t] = q;
+      const int64_t row = first_row() + at.row(at.own());
       if (head_ > 0 || row >= job_.rows) return;
       const Result& result = job_.result;
       const bool writes = at.dimension() == 0;
-      if (writes && highest_initial) result.q_initial[row] = thread.q_initial;
+      if (writes && highest_initial) result.q_initial[row] = q_initial;
       if (!highest) return;
       DTAG_UNROLLED
       for (int i = 0; i < 4; ++i) {
@@ -142,19 +152,20 @@ class DenseTiles : public DenseNetwork<actions, Group> {
       }
       if (!writes) return;
       result.q[row] = q;
-      result.best_step[row] = best ? thread.best_step : job_.settings.steps;
+      result.best_step[row] = best ? of.best_step[t] : job_.settings.steps;
       result.start[row] = start;
       result.distance[row] = sqrtf(thread.length);
     });
   }
 
   // Mark the rows that failed, or all.
-  DTAG_BOTH void mark(int64_t tile, bool all) {
-    first_row_ = tile * At::rows;
-    group_.each([&](Thread& thread, const Place&) { thread.length = all || thread.failed ? 1.0f : 0.0f; });
+  DTAG_BOTH void mark(int tile, bool all) {
+    tile_ = tile;
+    group_.each([&](Thread& thread, const Place& at) { thread.length = all || notes().failed[at.thread] ? 1.0f : 0.0f; });
     sum_lengths();
-    group_.each([&](Thread& thread, const Place& at) {
-      const int64_t row = first_row_ + at.row(at.own());
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
+      const int64_t row = first_row() + at.row(at.own());
       if (head_ > 0 || row >= job_.rows || at.dimension() > 0) return;
       job_.result.flips[row] = 0;
       job_.result.dense_steps[row] =
@@ -165,59 +176,68 @@ class DenseTiles : public DenseNetwork<actions, Group> {
  private:
   using Base::action_of;
   using Base::critic_;
-  using Base::first_row_;
+  using Base::first_row;
   using Base::floats;
   using Base::group_;
   using Base::head_;
   using Base::job_;
+  using Base::notes;
+  using Base::tile_;
 
   DTAG_BOTH float* climbing(const Place& at, Climbing what) const {
     return floats(At::climbs) + 4 * (what * At::threads + at.thread);
   }
 
   // The ensemble's q at the row's action, and its gradient.
-  DTAG_BOTH void see(Thread& thread, const Place& at, int step, int turn) {
+  DTAG_BOTH void see(Thread& thread, const Place& here, int step, int turn) {
+    const Place at = anew(here);
     const Settings& settings = job_.settings;
+    TileNotes& of = notes();
+    const int t = at.thread;
     float q[heads], gradient[heads][4];
+    DTAG_UNROLLED
+    for (int e = 0; e < heads; ++e) q[e] = critic_.output_bias[e];
     if constexpr (heads == 2) {
-      const int from = turn * At::threads + at.thread;
       float other[4];
-      load_shared(floats(At::sent) + 4 * from, other);
-      const float other_q = floats(At::sent_values)[from];
+      load_shared(floats(At::sent) + 4 * (turn * At::threads + t), other);
+      const float other_q = floats(At::sent_values)[turn * At::threads + t];
       DTAG_UNROLLED
       for (int e = 0; e < 2; ++e) {
-        q[e] = e == head_ ? thread.own_q : other_q;
+        q[e] += e == head_ ? thread.own_q : other_q;
         DTAG_UNROLLED
         for (int i = 0; i < 4; ++i) gradient[e][i] = e == head_ ? thread.own[i] : other[i];
       }
     } else {
-      q[0] = thread.own_q;
+      q[0] += thread.own_q;
       DTAG_UNROLLED
       for (int i = 0; i < 4; ++i) gradient[0][i] = thread.own[i];
     }
     const Combined combined = combine(settings.ensemble, settings.lcb_k, heads, [&](int e) {
       return heads == 1 || e == 0 ? q[0] : q[heads - 1];
     });
+    bool finite = true;
     DTAG_UNROLLED
     for (int i = 0; i < 4; ++i) thread.total[i] = 0.0f;
     DTAG_UNROLLED
     for (int e = 0; e < heads; ++e) {
-      thread.failed = thread.failed || !is_finite(q[e]);
+      finite = finite && is_finite(q[e]);
       const float by = factor(combined, e, q[e]);
       DTAG_UNROLLED
       for (int i = 0; i < 4; ++i) thread.total[i] += by * gradient[e][i];
     }
-    thread.q_now = combined.q;
-    if (step == 0) thread.q_initial = combined.q;
-    if (!(combined.q > thread.best_q)) return;
-    thread.best_q = combined.q;
-    thread.best_step = step;
+    if (!finite) of.failed[t] = 1;
+    of.q[t] = combined.q;
+    if (step == 0) of.q_initial[t] = combined.q;
+    if (!(combined.q > of.best_q[t])) return;
+    of.best_q[t] = combined.q;
+    of.best_step[t] = step;
     float action[4];
     load_shared(action_of(at.row(at.own())) + at.dimension(), action);
     store_shared(climbing(at, best_point), action);
   }
 
-  DTAG_BOTH void propose(Thread& thread, const Place& at, int step) {
+  DTAG_BOTH void propose(Thread& thread, const Place& here, int step) {
+    const Place at = anew(here);
     const Rates rates(job_.settings, step);
     float first[4], second[4];
     load_shared(action_of(at.row(at.own())) + at.dimension(), thread.proposal);
@@ -231,7 +251,8 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   }
 
   // How far the proposal is from where the row set out.
-  DTAG_BOTH void measure(Thread& thread, const Place& at) {
+  DTAG_BOTH void measure(Thread& thread, const Place& here) {
+      const Place at = anew(here);
     load_shared(climbing(at, initial_point), thread.initial);
     thread.length = 0.0f;
     DTAG_UNROLLED
@@ -254,23 +275,21 @@ class DenseTiles : public DenseNetwork<actions, Group> {
 template <typename Cluster>
 DTAG_BOTH void refine_tiles(Cluster& cluster, const Job& job) {
   const bool finite = *job.critic.finite != 0;
-  const int64_t tiles = (job.rows + TileLayout::rows - 1) / TileLayout::rows;
-  int turn = 0;
-  cluster.blocks([&](auto& block) DTAG_INLINED {
-    if (finite) block.start();
-  });
-  cluster.meet();
-  for (int64_t tile = cluster.index(); tile < tiles; tile += cluster.count()) {
+  const int tiles = static_cast<int>((job.rows + TileLayout::rows - 1) / TileLayout::rows);
+  if (finite) cluster.blocks([](auto& block) DTAG_INLINED { block.start(); });
+  for (int tile = cluster.index(); tile < tiles; tile += cluster.count()) {
     for (int start = 0; finite && start < job.starts; ++start) {
       cluster.blocks([&](auto& block) DTAG_INLINED {
         if (start == 0) block.take(tile, tile == cluster.index());
         block.set_out(start);
       });
-      for (int step = 0; step <= job.settings.steps; ++step, turn = 1 - turn) {
+      // What is sent goes to one of two places, so that one wait a step is enough; here it may be the same.
+      cluster.meet();
+      for (int step = 0; step <= job.settings.steps; ++step) {
         const bool climbs = step < job.settings.steps;
-        cluster.blocks([&](auto& block) DTAG_INLINED { block.evaluate(climbs, turn); });
+        cluster.blocks([&](auto& block) DTAG_INLINED { block.evaluate(climbs, step % 2); });
         cluster.meet();
-        cluster.blocks([&](auto& block) DTAG_INLINED { block.climb(step, climbs, turn); });
+        cluster.blocks([&](auto& block) DTAG_INLINED { block.climb(step, climbs, step % 2); });
       }
       cluster.blocks([&](auto& block) DTAG_INLINED { block.compete(start); });
     }

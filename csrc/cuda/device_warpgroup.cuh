@@ -1,16 +1,17 @@
 // A warpgroup of dense tiles on the device (dense_network.h), and the blocks of a cluster.
 //
 //   each(f)              f(thread, place) by its 128 threads
+//   forget()             what was made of a place: it is not to take registers through every step
 //   memory(), other()    the block's shared memory, from a multiple of 1024 on, and that of the other block;
 //   address()            where it is for tensor cores
 //   sync(), sync_warps() what was written before is seen after, by all threads or within a warp
 //   sync_for_tensor_cores()   by tensor cores, too
 //   exchange<n>(d, give, take)   give(thread, place, values) n numbers to the thread whose index differs in
 //                        bit d, within four; take(thread, place, values)
-//   fence(), multiply<transposed>(onto, sums, fragment, tile), commit(), wait<pending>(sums)   wgmma.cuh;
-//                        sums(thread) and fragment(thread) are registers, which are not to be touched until
-//                        it was waited for them
-//   keep(fragments)      until here they were needed
+//   fence(), multiply<transposed>(onto, sums, fragment, tile), commit()   wgmma.cuh; sums(thread) and
+//                        fragment(thread) are registers, not to be touched until it was waited for them
+//   wait<pending>(registers)   until all groups are done but the last few; those registers are free then
+//   keep(registers)      others that are
 #pragma once
 
 #include <cooperative_groups.h>
@@ -20,25 +21,28 @@
 
 namespace dtag::cuda {
 
+// Not kept in a register: where it lies is known when the kernel is loaded.
+extern __shared__ __align__(1024) char tile_memory[];
+
 template <int actions>
 class DeviceWarpgroup {
  public:
   using Thread = TileThread<actions>;
 
-  __device__ DeviceWarpgroup(char* memory, char* other)
-      : memory_(memory),
-        other_(other),
-        address_(static_cast<uint32_t>(__cvta_generic_to_shared(memory))),
-        place_{static_cast<int>(threadIdx.x)} {}
+  __device__ DeviceWarpgroup() : place_{static_cast<int>(threadIdx.x)} {}
 
-  __device__ char* memory() const { return memory_; }
-  __device__ char* other() const { return other_; }
-  __device__ uint32_t address() const { return address_; }
+  __device__ char* memory() const { return tile_memory; }
+  __device__ char* other() const {
+    return cooperative_groups::this_cluster().map_shared_rank(tile_memory, anew(1 - static_cast<int>(blockIdx.x % 2)));
+  }
+  __device__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(tile_memory)); }
 
   template <typename F>
   __device__ __forceinline__ void each(F f) {
     f(thread_, place_);
   }
+
+  __device__ __forceinline__ void forget() { place_ = anew(place_); }
 
   __device__ __forceinline__ void sync() const { __syncthreads(); }
   __device__ __forceinline__ void sync_warps() const { __syncwarp(); }
@@ -59,32 +63,25 @@ class DeviceWarpgroup {
   __device__ __forceinline__ void fence() const { wgmma_fence_registers(); }
   template <bool transposed, typename Sums, typename Fragment>
   __device__ __forceinline__ void multiply(bool onto, Sums sums, Fragment fragment, uint64_t tile) {
-    if (onto)
-      wgmma_bf16<transposed, true>(sums(thread_), fragment(thread_), tile);
-    else
-      wgmma_bf16<transposed, false>(sums(thread_), fragment(thread_), tile);
+    wgmma_bf16<transposed>(sums(thread_), fragment(thread_), tile, onto);
   }
   __device__ __forceinline__ void commit() const { wgmma_commit(); }
-  template <int pending, typename Sums>
-  __device__ __forceinline__ void wait(Sums sums) {
-    wgmma_wait<pending>();
-    // For the compiler: they change here.
-#pragma unroll
-    for (float& sum : sums(thread_)) asm volatile("" : "+f"(sum));
+  template <int pending, typename Registers>
+  __device__ __forceinline__ void wait(Registers registers) {
+    wgmma_wait_registers<pending>();
+    keep(registers);
   }
-  template <typename Fragments>
-  __device__ __forceinline__ void keep(Fragments fragments) {
+  template <typename Registers>
+  __device__ __forceinline__ void keep(Registers registers) {
 #pragma unroll
-    for (auto& fragment : fragments(thread_)) {
-#pragma unroll
-      for (uint32_t& word : fragment) asm volatile("" ::"r"(word));
-    }
+    for (auto& one : registers(thread_)) touch(one);
   }
 
  private:
-  char* memory_;
-  char* other_;
-  uint32_t address_;
+  // For the compiler: it changes here.
+  __device__ __forceinline__ static void touch(float& x) { asm volatile("" : "+f"(x)); }
+  __device__ __forceinline__ static void touch(uint32_t& x) { asm volatile("" : "+r"(x)); }
+
   TilePlace place_;
   Thread thread_;
 };
@@ -92,11 +89,10 @@ class DeviceWarpgroup {
 template <int actions, int heads>
 class DeviceCluster {
  public:
-  __device__ DeviceCluster(const Job& job, char* memory)
-      : tiles_(DeviceWarpgroup<actions>(memory, other(memory)), job, rank()) {}
+  __device__ explicit DeviceCluster(const Job& job) : tiles_(DeviceWarpgroup<actions>(), job, rank()) {}
 
-  __device__ int64_t index() const { return blockIdx.x / heads; }
-  __device__ int64_t count() const { return gridDim.x / heads; }
+  __device__ int index() const { return static_cast<int>(blockIdx.x / heads); }
+  __device__ int count() const { return static_cast<int>(gridDim.x / heads); }
 
   template <typename F>
   __device__ __forceinline__ void blocks(F f) {
@@ -108,10 +104,6 @@ class DeviceCluster {
 
  private:
   __device__ static int rank() { return heads > 1 ? static_cast<int>(blockIdx.x % heads) : 0; }
-  __device__ static char* other(char* memory) {
-    if constexpr (heads > 1) return cooperative_groups::this_cluster().map_shared_rank(memory, 1 - rank());
-    return memory;
-  }
 
   DenseTiles<actions, heads, DeviceWarpgroup<actions>> tiles_;
 };

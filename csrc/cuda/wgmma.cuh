@@ -54,6 +54,12 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 #endif
 }
+template <int pending>
+__device__ __forceinline__ void wgmma_wait_registers() {
+#if DTAG_WGMMA
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending));
+#endif
+}
 // Between writing shared memory, of any thread, and multiplying it: before the barrier.
 __device__ __forceinline__ void wgmma_fence_shared() {
 #if DTAG_WGMMA
@@ -105,14 +111,23 @@ __device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&
 #endif
 }
 
-// Of bfloat16, 128 columns. If not `onto`, what d was is not kept until then. B as it is, or transposed.
-template <bool transposed, bool onto>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+// Of bfloat16, and B transposed or not. If not `onto`, which has to be known to the compiler, what d was is
+// not kept until then.
+template <bool transposed, int size>
+__device__ __forceinline__ void wgmma_bf16(float (&d)[size], const uint32_t (&a)[4], uint64_t b, bool onto) {
 #if DTAG_WGMMA
-  if constexpr (!transposed && !onto) DTAG_WGMMA_128("bf16", "0", "=f", d, a, b, onto);
-  if constexpr (!transposed && onto) DTAG_WGMMA_128("bf16", "0", "+f", d, a, b, onto);
-  if constexpr (transposed && !onto) DTAG_WGMMA_128("bf16", "1", "=f", d, a, b, onto);
-  if constexpr (transposed && onto) DTAG_WGMMA_128("bf16", "1", "+f", d, a, b, onto);
+  static_assert(size == (transposed ? 32 : 64), "64 columns transposed, 128 otherwise");
+  if constexpr (transposed) {
+    if (onto)
+      DTAG_WGMMA_64("bf16", "1", "+f", d, a, b, true);
+    else
+      DTAG_WGMMA_64("bf16", "1", "=f", d, a, b, false);
+  } else {
+    if (onto)
+      DTAG_WGMMA_128("bf16", "0", "+f", d, a, b, true);
+    else
+      DTAG_WGMMA_128("bf16", "0", "=f", d, a, b, false);
+  }
 #endif
 }
 

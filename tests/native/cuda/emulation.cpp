@@ -35,8 +35,8 @@ void run(const Job& job, Kind kind) {
 
 template <int actions, int heads>
 void run_tiles(const Job& job) {
-  constexpr int64_t clusters = 2;
-  for (int64_t index = 0; index < clusters; ++index) {
+  constexpr int clusters = 2;
+  for (int index = 0; index < clusters; ++index) {
     HostCluster<actions, heads> cluster(job, index, clusters, ++turn);
     refine_tiles(cluster, job);
   }
@@ -48,8 +48,7 @@ void run_tiles(const Job& job) {
 }
 
 void run_tiles(const Job& job) {
-  switch (job.critic.layout.actions) {
-    case 2: return run_tiles<2>(job);
+  switch (tile_actions(job.critic.layout.actions)) {
     case 4: return run_tiles<4>(job);
     case 6: return run_tiles<6>(job);
     case 8: return run_tiles<8>(job);

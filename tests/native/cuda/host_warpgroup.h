@@ -14,6 +14,7 @@
 #include <limits>
 #include <memory>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -26,7 +27,6 @@ template <int actions>
 class HostWarpgroup {
  public:
   using Thread = TileThread<actions>;
-  using Sums = float (&)[64];
   using Fragment = uint32_t (&)[4];
 
   HostWarpgroup(char* memory, char* other, Turns* turns)
@@ -43,6 +43,7 @@ class HostWarpgroup {
     turns_->take(TileLayout::threads, [&](int i) { f(threads_[i], TilePlace{i}); });
   }
 
+  void forget() const {}
   void sync() const {}
   void sync_warps() const {}
   void sync_for_tensor_cores() const {}
@@ -64,10 +65,11 @@ class HostWarpgroup {
     for (Thread& thread : threads_) {
       const Fragment words = fragment(thread);
       given.push_back({words[0], words[1], words[2], words[3]});
-      if (!onto) std::fill_n(sums(thread), 64, std::numeric_limits<float>::quiet_NaN());
+      if (!onto) for (float& sum : sums(thread)) sum = std::numeric_limits<float>::quiet_NaN();
     }
     group_.push_back([this, given, onto, sums, fragment, tile] {
-      double a[64][16], b[16][128];
+      constexpr int size = std::extent_v<std::remove_reference_t<decltype(sums(threads_[0]))>>;
+      double a[64][16], b[16][2 * size];
       for (int i = 0; i < TileLayout::threads; ++i) {
         const Fragment words = fragment(threads_[i]);
         for (int word = 0; word < 4; ++word) {
@@ -78,9 +80,9 @@ class HostWarpgroup {
         }
       }
       for (int k = 0; k < 16; ++k)
-        for (int n = 0; n < 128; ++n) b[k][n] = number(word_at(tile, transposed, k, n));
+        for (int n = 0; n < 2 * size; ++n) b[k][n] = number(word_at(tile, transposed, k, n));
       for (int i = 0; i < TileLayout::threads; ++i)
-        for (int d = 0; d < 64; ++d) {
+        for (int d = 0; d < size; ++d) {
           const int row = i / 32 * 16 + i % 32 / 4 + 8 * (d / 2 % 2), column = d / 4 * 8 + i % 4 * 2 + d % 2;
           float& to = sums(threads_[i])[d];
           double sum = onto ? to : 0.0;
@@ -142,7 +144,7 @@ class HostWarpgroup {
 template <int actions, int heads>
 class HostCluster {
  public:
-  HostCluster(const Job& job, int64_t index, int64_t count, uint32_t turn)
+  HostCluster(const Job& job, int index, int count, uint32_t turn)
       : index_(index), count_(count), turns_{turn} {
     constexpr size_t bytes = TileLayout::bytes(actions);
     for (int e = 0; e < heads; ++e) {
@@ -154,8 +156,8 @@ class HostCluster {
           HostWarpgroup<actions>(memory_[e].get(), memory_[heads - 1 - e].get(), &turns_), job, e));
   }
 
-  int64_t index() const { return index_; }
-  int64_t count() const { return count_; }
+  int index() const { return index_; }
+  int count() const { return count_; }
   void meet() const {}
 
   template <typename F>
@@ -165,7 +167,7 @@ class HostCluster {
 
  private:
   using Tiles = DenseTiles<actions, heads, HostWarpgroup<actions>>;
-  int64_t index_, count_;
+  int index_, count_;
   Turns turns_;
   std::vector<std::unique_ptr<char[]>> memory_;
   std::vector<std::unique_ptr<Tiles>> tiles_;

@@ -24,8 +24,23 @@ DTAG_BOTH void build_apart(Block& block) {
   });
 }
 
+// From `row` on the next row that the block takes: any, or one that is marked. Lanes look at as many rows.
+template <typename Block>
+DTAG_BOTH int64_t next_row(Block& block, const Job& job, int64_t row) {
+  while (job.marked && row < job.rows) {
+    const int found = block.find([&](int i) {
+      const int64_t at = row + i * block.count();
+      return at < job.rows && job.result.dense_steps[at] == marked_row;
+    });
+    row += found * block.count();
+    if (found < warp_size) break;
+  }
+  return row;
+}
+
 // blocks: of a cluster, or 1.
 //   index(), count()   of blocks, or clusters
+//   find(f)            the least i < 32 for which f(i), or 32
 //   teams(f)           f(walk, rank) for the block's team, by all blocks of the cluster
 //   arrive(), wait()   wait until all threads of the cluster's blocks have arrived; what they wrote
 //                      before is seen after
@@ -33,7 +48,8 @@ DTAG_BOTH void build_apart(Block& block) {
 template <int actions, int blocks, typename Precision, typename Block>
 DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   constexpr bool apart = blocks > 1;
-  for (int64_t row = block.index(); row < job.rows; row += block.count()) {
+  for (int64_t row = next_row(block, job, block.index()); row < job.rows;
+       row = next_row(block, job, row + block.count())) {
     if constexpr (apart) block.arrive();
     block.teams([&](auto& walk, int) DTAG_INLINED { walk.take(row, apart); });
     if constexpr (apart) build_apart(block);

@@ -439,10 +439,10 @@ class DenseNetwork {
         thread.q[r] = fmaf(-top[2], first, thread.q[r]);
         thread.q[r] = fmaf(-top[3], second, thread.q[r]);
       }
-    }    // The weights of the fragment after the next wait for q. Else the compiler reads all of them at once, and
-    // is short of registers. With a NaN others are read; the row is marked then.
-    const float sum = thread.q[0] + thread.q[1];
-    thread.late[k % 2] = sum != sum ? 4 : 0;
+    }    // The weights of the fragment after the next are made to wait for q: else the compiler reads all of them at
+    // once, and is short of registers. No sum is a signalling NaN, which it does not know.
+    constexpr uint32_t signalling = 0x7fa00000u;
+    thread.late[k % 2] = word_of(thread.q[0] + thread.q[1]) == signalling ? 4 : 0;
   }
 
   // Of eight columns of a quarter: the gradient.

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "dense_kernel.h"
 #include "walk_kernel.h"
 
 namespace dtag::cuda {
@@ -39,12 +40,14 @@ struct Plan {
   cudaLaunchConfig_t config = {};
   cudaLaunchAttribute cluster = {};
 
-  Plan(const PackedCritic& critic, const Kernel& kernel) : kernel(kernel) {
-    const SharedLayout shared(critic, kernel.units, kernel.has_map);
-    const int threads = threads_of(critic, kernel.units);
+  Plan(const PackedCritic& critic, const Kernel& kernel)
+      : Plan(kernel, threads_of(critic, kernel.units),
+             sizeof(float) *
+                 static_cast<size_t>(SharedLayout(critic, kernel.units, kernel.has_map).floats)) {}
+  Plan(const Kernel& kernel, int threads, size_t bytes) : kernel(kernel) {
     config.gridDim = dim3(static_cast<unsigned>(kernel.blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = sizeof(float) * static_cast<size_t>(shared.floats);
+    config.dynamicSmemBytes = bytes;
     if (kernel.blocks == 1) return;
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = static_cast<unsigned>(kernel.blocks);
@@ -106,6 +109,52 @@ cudaError_t occupancy_of(Plan& plan, int device, Occupancy* found) {
   return cudaSuccess;
 }
 
+#if DTAG_HAS_WGMMA
+
+Plan plan_of_tiles(const PackedCritic& critic) {
+  return {Kernel{dense_kernel(critic), critic.heads}, TileLayout::threads,
+          static_cast<size_t>(TileLayout::bytes(tile_actions(critic.layout.actions)))};
+}
+
+// Whether dense tiles can take the critic on the device.
+cudaError_t find_tiles(const PackedCritic& critic, int device, bool* found) {
+  *found = false;
+  int major = 0, minor = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error != cudaSuccess || major != 9 || minor != 0 || !fits_tiles(critic)) return error;
+  Plan plan = plan_of_tiles(critic);
+  Occupancy occupancy{};
+  error = occupancy_of(plan, device, &occupancy);
+  *found = occupancy.teams > 0;
+  return error;
+}
+
+cudaError_t launch_tiles(const Job& job, int device, uintptr_t stream) {
+  Plan plan = plan_of_tiles(job.critic);
+  Occupancy occupancy{};
+  const cudaError_t error = occupancy_of(plan, device, &occupancy);
+  if (error != cudaSuccess) return error;
+  const int64_t tiles = (job.rows + TileLayout::rows - 1) / TileLayout::rows;
+  plan.config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(tiles, occupancy.teams)) *
+                          static_cast<unsigned>(plan.kernel.blocks);
+  plan.config.stream = reinterpret_cast<cudaStream_t>(stream);
+  Job copy = job;
+  void* arguments[] = {&copy};
+  return cudaLaunchKernelExC(plan.with_attributes(), plan.kernel.function, arguments);
+}
+
+#else
+
+cudaError_t find_tiles(const PackedCritic&, int, bool* found) {
+  *found = false;
+  return cudaSuccess;
+}
+cudaError_t launch_tiles(const Job&, int, uintptr_t) { return cudaErrorNotSupported; }
+
+#endif
+
 }  // namespace
 
 const char* why_not(int device) {
@@ -133,6 +182,9 @@ const char* prepare(const PackedCritic& critic, int device) {
     if (error == cudaSuccess) error = occupancy_of(plan, device, &occupancy);
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
+  bool tiles;
+  error = find_tiles(critic, device, &tiles);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
   if (occupancy.teams == 0)
     return "the critic takes more shared memory than the device has for a block";
   return nullptr;
@@ -157,6 +209,11 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   const KernelsOf::Kinds& kinds = *kernels_for(critic);
   if (const char* const reason = why_none(kind, critic, device)) return reason;
   cudaError_t error = cudaSetDevice(device);
+  // Dense tiles, and then the rows that they leave, which they mark.
+  bool tiles = false;
+  if (kind == Kind::automatic && job.dense && error == cudaSuccess) error = find_tiles(critic, device, &tiles);
+  if (tiles) error = launch_tiles(job, device, stream);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
   Occupancy occupancy{};
   const auto planned = [&](Kind kind) {
     Plan plan(critic, kernel_of(critic, kinds, kind));
@@ -183,6 +240,7 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   plan.config.stream = reinterpret_cast<cudaStream_t>(stream);
   Job copy = job;
   copy.shared = SharedLayout(critic, kernel.units, kernel.has_map);
+  copy.marked = tiles;
   void* arguments[] = {&copy};
   error = cudaLaunchKernelExC(plan.with_attributes(), kernel.function, arguments);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

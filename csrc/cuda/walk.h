@@ -29,7 +29,7 @@ class Walk : public Following<actions, Precision, Team> {
   // list the rows of W_2^T that it is made of: be ready for add_part().
   DTAG_BOTH void take(int64_t row, bool apart) {
     row_ = row;
-    taken_ = row < job_.rows && (!job_.marked || job_.result.dense_steps[row] == marked_row);
+    taken_ = row < job_.rows;
     built_ = stands_ = false;
     if (!taken_) return;
     // What the row before left would take registers until it is written over.

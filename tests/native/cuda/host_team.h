@@ -218,6 +218,12 @@ class HostBlock {
 
   int64_t index() const { return index_; }
   int64_t count() const { return count_; }
+  template <typename F>
+  int find(F f) const {
+    for (int i = 0; i < warp_size; ++i)
+      if (f(i)) return i;
+    return warp_size;
+  }
   float* first_shared() { return memory_.data(); }
 
   // Nobody may wait for those who did not arrive, nor arrive again before.

@@ -44,7 +44,8 @@ struct TileLayout {
   static constexpr int sent = climbs + 4 * 16 * threads;  // [2, 128, 4], by the other head: its gradient
   static constexpr int sent_values = sent + 2 * 16 * threads;      // [2, 128], and q
   static constexpr int notes = sent_values + 2 * 4 * threads;      // TileNotes
-  static constexpr int passing = notes + static_cast<int>(sizeof(TileNotes));  // [4, 128], z_1 > 0, by quarters
+  // [4, 128], a bit each: where z_1 > 0, by quarters of the columns.
+  static constexpr int passing = notes + static_cast<int>(sizeof(TileNotes));
   static constexpr int first = passing + 4 * 4 * threads;  // [128, first_stride], W_1a of two units
 
   // Floats of the first layer's weights of two units for all of the kernel's dimensions of the action, two

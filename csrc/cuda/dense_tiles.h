@@ -2,13 +2,13 @@
 // 128 threads, which hold what they need of the rows' numbers in registers from step to step.
 //
 //   take      the observation's share of z_1, once a tile, to shared memory
-//   forward   h_1 = relu(z_1), two columns at a time, right into the fragments of h_1 W_2^T; from the sums
-//             q, and g_2 = w * relu'(z_2), which are the fragments of
-//   finish    g_2 W_2: its sums where z_1 passes, times W_1a, are the gradient
+//   forward   h_1 = relu(z_1), two columns at a time, right into the fragments of h_1 W_2^T; from its sums
+//             q, and g_2 = w * relu'(z_2)
+//   back      g_2 W_2: its sums where z_1 passes, times W_1a, are the gradient
 //   send      q and the gradient to the block of the other head
 //   climb     ensemble, update, projection and selection, for each row by two threads in both blocks alike
 //
-// Columns are multiplied in halves: something is done with the one's sums while the other's are made.
+// g_2 W_2 is made a quarter of the columns after the other: one comes to the gradient while the next is made.
 // Weights, h_1 and g_2 are rounded to bfloat16; everything else is float32. A row that meets a number that
 // is not finite is marked, and done again by the walk's kernel (Job::marked).
 #pragma once
@@ -161,7 +161,9 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   // Mark the rows that failed, or all.
   DTAG_BOTH void mark(int tile, bool all) {
     tile_ = tile;
-    group_.each([&](Thread& thread, const Place& at) { thread.length = all || notes().failed[at.thread] ? 1.0f : 0.0f; });
+    group_.each([&](Thread& thread, const Place& at) {
+      thread.length = all || notes().failed[at.thread] ? 1.0f : 0.0f;
+    });
     sum_lengths();
     group_.each([&](Thread& thread, const Place& here) {
       const Place at = anew(here);
@@ -252,7 +254,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
 
   // How far the proposal is from where the row set out.
   DTAG_BOTH void measure(Thread& thread, const Place& here) {
-      const Place at = anew(here);
+    const Place at = anew(here);
     load_shared(climbing(at, initial_point), thread.initial);
     thread.length = 0.0f;
     DTAG_UNROLLED

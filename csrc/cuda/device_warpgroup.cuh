@@ -1,4 +1,4 @@
-// A warpgroup of dense tiles on the device (dense_network.h), and the blocks of a cluster.
+// A warpgroup of dense tiles on the device (dense_input.h), and the blocks of a cluster.
 //
 //   each(f)              f(thread, place) by its 128 threads
 //   forget()             what was made of a place: it is not to take registers through every step
@@ -12,6 +12,7 @@
 //                        fragment(thread) are registers, not to be touched until it was waited for them
 //   wait<pending>(registers)   until all groups are done but the last few; those registers are free then
 //   keep(registers)      others that are
+//   know(f)              that by here f(thread), a sum, is computed
 #pragma once
 
 #include <cooperative_groups.h>
@@ -33,7 +34,8 @@ class DeviceWarpgroup {
 
   __device__ char* memory() const { return tile_memory; }
   __device__ char* other() const {
-    return cooperative_groups::this_cluster().map_shared_rank(tile_memory, anew(1 - static_cast<int>(blockIdx.x % 2)));
+    const int rank = static_cast<int>(blockIdx.x % 2);
+    return cooperative_groups::this_cluster().map_shared_rank(tile_memory, anew(1 - rank));
   }
   __device__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(tile_memory)); }
 
@@ -70,6 +72,10 @@ class DeviceWarpgroup {
   __device__ __forceinline__ void wait(Registers registers) {
     wgmma_wait_registers<pending>();
     keep(registers);
+  }
+  template <typename F>
+  __device__ __forceinline__ void know(F f) const {
+    if (is_signalling(f(thread_))) __trap();
   }
   template <typename Registers>
   __device__ __forceinline__ void keep(Registers registers) {

@@ -211,7 +211,8 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   cudaError_t error = cudaSetDevice(device);
   // Dense tiles, and then the rows that they leave, which they mark.
   bool tiles = false;
-  if (kind == Kind::automatic && job.dense && error == cudaSuccess) error = find_tiles(critic, device, &tiles);
+  if (kind == Kind::automatic && job.dense && error == cudaSuccess)
+    error = find_tiles(critic, device, &tiles);
   if (tiles) error = launch_tiles(job, device, stream);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   Occupancy occupancy{};

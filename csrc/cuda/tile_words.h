@@ -1,5 +1,5 @@
-// What threads of dense tiles do with words and bytes: two numbers of bfloat16 in a word, and copies to shared
-// memory that are waited for later.
+// What threads of dense tiles do with words and bytes: two numbers of bfloat16 in a word, and copies to
+// shared memory that are waited for later.
 #pragma once
 
 #include <cmath>
@@ -18,6 +18,9 @@ DTAG_BOTH uint32_t word_of(float x) {
   return word;
 #endif
 }
+
+// Of what was added up it never is; but the compiler does not know, and has to have the number by then.
+DTAG_BOTH bool is_signalling(float x) { return word_of(x) == 0x7fa00000u; }
 
 #ifndef __CUDACC__
 // Rounded to nearest, even on a tie; a NaN is 0x7fff.

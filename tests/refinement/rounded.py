@@ -1,4 +1,4 @@
-"""The critic as dense tiles compute it (csrc/cuda/dense_tiles.h): what is rounded where, in PyTorch."""
+"""The critic as dense tiles compute it (csrc/cuda/dense_tiles.h): rounded in the same places."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dtag_fast import Critic
 class Rounded(nn.Module):
     """Two hidden layers of ReLU: the weights between them, h_1 and w relu'(z_2) in bfloat16.
 
-    z_1 is what float32 makes of it bit for bit, since h_1's rounding may turn on its last digit; all
-    else is float64. The gradient of a head is rounded before the ensemble weighs it.
+    z_1 is what float32 makes of it bit for bit, since h_1's rounding may turn on its last digit;
+    all else is float64. The gradient of a head is rounded before the ensemble weighs it.
     """
 
     def __init__(self, critic: Critic) -> None:
@@ -49,7 +49,9 @@ class Rounded(nn.Module):
             # A product of two floats is exact in float64: this is a fused multiply-add of float32.
             z_1 = (z_1 + x[:, None] * weight[:, None, :]).float().double()
         h_1 = _bfloat16(z_1.clamp(min=0))
-        z_2 = h_1 @ _bfloat16(self.critic.weights[1]).mT + self.critic.biases[1][:, None, :].double()
+        z_2 = (
+            h_1 @ _bfloat16(self.critic.weights[1]).mT + self.critic.biases[1][:, None, :].double()
+        )
         return z_2, z_1
 
 

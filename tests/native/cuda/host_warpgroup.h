@@ -58,6 +58,8 @@ class HostWarpgroup {
   }
 
   void fence() const {}
+  template <typename F>
+  void know(F) const {}
 
   template <bool transposed, typename SumsOf, typename FragmentOf>
   void multiply(bool onto, SumsOf sums, FragmentOf fragment, uint64_t tile) {

@@ -81,7 +81,7 @@ const char* launch(const Job& given, Kind kind, int, uintptr_t) {
   if (kind == Kind::automatic)
     for (const Kind each : {Kind::row, Kind::lean, Kind::cluster})
       if (why_none(each, job.critic) == nullptr &&
-          (each == Kind::row || (each == Kind::lean ? job.rows >= 16 : job.rows < 4)))
+          (each == Kind::row || (each == Kind::lean ? job.rows >= 16 : job.rows < 4 && !job.dense)))
         kind = each;
   switch (job.critic.layout.actions) {
     case 2: return run<2>(job, kind), nullptr;

@@ -2,6 +2,8 @@
 // of its map, and the first of them walks.
 #pragma once
 
+#include <type_traits>
+
 #include "job.h"
 #include "walk.h"
 
@@ -27,8 +29,23 @@ DTAG_BOTH void build_apart(Block& block) {
   });
 }
 
+// From `row` on the next row that the block takes: any, or one that is marked. Lanes look at as many rows.
+template <bool marks, typename Block>
+DTAG_BOTH int64_t next_row(Block& block, const Job& job, int64_t row) {
+  while (marks && job.marked && row < job.rows) {
+    const int found = block.find([&](int i) {
+      const int64_t at = row + i * block.count();
+      return at < job.rows && job.result.dense_steps[at] == marked_row;
+    });
+    row += found * block.count();
+    if (found < warp_size) break;
+  }
+  return row;
+}
+
 // blocks: of a cluster, or 1.
 //   index(), count()   of blocks, or clusters
+//   find(f)            the least i < 32 for which f(i), or 32
 //   teams(f)           f(walk, rank) for the block's team, by all blocks of the cluster
 //   arrive(), wait()   wait until all threads of the cluster's blocks have arrived
 //   give(to, number)   to the shared memory of the cluster's first block
@@ -37,7 +54,9 @@ DTAG_BOTH void build_apart(Block& block) {
 template <int actions, int blocks, typename Precision, typename Block>
 DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   constexpr bool apart = blocks > 1;
-  for (int64_t row = block.index(); row < job.rows; row += block.count()) {
+  constexpr bool marks = std::is_same_v<Precision, Bf16> && !apart;
+  for (int64_t row = next_row<marks>(block, job, block.index()); row < job.rows;
+       row = next_row<marks>(block, job, row + block.count())) {
     if constexpr (apart) block.arrive();
     block.teams([&](auto& walk, int rank) DTAG_INLINED { walk.take(row, apart, rank); });
     if constexpr (apart) build_apart(block);

@@ -242,6 +242,12 @@ class DeviceBlock {
   __device__ int64_t count() const { return gridDim.x / blocks; }
 
   template <typename F>
+  __device__ __forceinline__ int find(F f) const {
+    const uint32_t found = __ballot_sync(0xffffffffu, f(lane_index()));
+    return found == 0 ? warp_size : __ffs(static_cast<int>(found)) - 1;
+  }
+
+  template <typename F>
   __device__ __forceinline__ void teams(F f) {
 #if DTAG_CLUSTERS
     if constexpr (blocks > 1) return f(walk_, static_cast<int>(__clusterRelativeBlockRank()));

@@ -199,6 +199,8 @@ struct SharedLayout {
   }
 };
 
+constexpr int64_t marked_row = -1;
+
 struct Job {
   explicit Job(const PackedCritic& critic)
       : critic(critic), shared(critic, units_per_thread(critic.layout.actions), false, false) {}
@@ -207,6 +209,7 @@ struct Job {
   SharedLayout shared;  // of the kernel that is launched
   Settings settings;
   bool dense = false;  // the full network at every step, no walk
+  bool marked = false;  // only rows that dense tiles left, whose dense_steps are marked_row
   int64_t rows = 0;
   int64_t starts = 1;
   const float* observations = nullptr;  // [B, S], raw

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "dense_kernel.h"
 #include "maps_kernel.h"
 #include "walk_kernel.h"
 
@@ -42,11 +43,15 @@ struct Plan {
   cudaLaunchAttribute attribute = {};  // at most one
 
   Plan(const PackedCritic& critic, const Kernel& kernel, bool has_slice)
-      : kernel(kernel), shared(critic, kernel.units, kernel.has_map, has_slice) {
-    const int threads = threads_of(critic, kernel.units);
+      : Plan(kernel, SharedLayout(critic, kernel.units, kernel.has_map, has_slice),
+             threads_of(critic, kernel.units)) {}
+  Plan(const Kernel& kernel, const SharedLayout& shared, int threads)
+      : Plan(kernel, shared, threads, sizeof(float) * static_cast<size_t>(shared.floats)) {}
+  Plan(const Kernel& kernel, const SharedLayout& shared, int threads, size_t bytes)
+      : kernel(kernel), shared(shared) {
     config.gridDim = dim3(static_cast<unsigned>(kernel.blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = sizeof(float) * static_cast<size_t>(shared.floats);
+    config.dynamicSmemBytes = bytes;
     if (kernel.blocks == 1) return;
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = static_cast<unsigned>(kernel.blocks);
@@ -127,6 +132,53 @@ Plan plan_for(const PackedCritic& critic, const Kernel& kernel, int device, Occu
   return plan;
 }
 
+#if DTAG_HAS_WGMMA
+
+Plan plan_of_tiles(const PackedCritic& critic) {
+  return {Kernel{dense_kernel(critic), critic.heads}, {critic, units_per_thread(critic.layout.actions), false, false},
+          TileLayout::threads,
+          static_cast<size_t>(TileLayout::bytes(tile_actions(critic.layout.actions)))};
+}
+
+// Whether dense tiles can take the critic on the device.
+cudaError_t find_tiles(const PackedCritic& critic, int device, bool* found) {
+  *found = false;
+  int major = 0, minor = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error != cudaSuccess || major != 9 || minor != 0 || !fits_tiles(critic)) return error;
+  Plan plan = plan_of_tiles(critic);
+  Occupancy occupancy{};
+  error = occupancy_of(plan, device, &occupancy);
+  *found = occupancy.teams > 0;
+  return error;
+}
+
+cudaError_t launch_tiles(const Job& job, int device, cudaStream_t stream) {
+  Plan plan = plan_of_tiles(job.critic);
+  Occupancy occupancy{};
+  const cudaError_t error = occupancy_of(plan, device, &occupancy);
+  if (error != cudaSuccess) return error;
+  const int64_t tiles = (job.rows + TileLayout::rows - 1) / TileLayout::rows;
+  plan.config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(tiles, occupancy.teams)) *
+                          static_cast<unsigned>(plan.kernel.blocks);
+  plan.config.stream = stream;
+  Job copy = job;
+  void* arguments[] = {&copy};
+  return cudaLaunchKernelExC(plan.with_attributes(), plan.kernel.function, arguments);
+}
+
+#else
+
+cudaError_t find_tiles(const PackedCritic&, int, bool* found) {
+  *found = false;
+  return cudaSuccess;
+}
+cudaError_t launch_tiles(const Job&, int, cudaStream_t) { return cudaErrorNotSupported; }
+
+#endif
+
 // The walk of a job, whose maps another kernel builds or not.
 cudaError_t launch_walk(const Job& job, Kind kind, int device, cudaStream_t stream) {
   const PackedCritic& critic = job.critic;
@@ -183,6 +235,8 @@ const char* prepare(const PackedCritic& critic, int device) {
   if (kinds == nullptr) return "no kernel for so many action dimensions";
   cudaError_t error = cudaSetDevice(device);
   if (error == cudaSuccess && critic.precision == Precision::tf32x3) error = prepare_maps(device);
+  bool tiles;
+  if (error == cudaSuccess) error = find_tiles(critic, device, &tiles);
   Occupancy occupancy{};
   for (const Kind kind : {Kind::cluster, Kind::lean, Kind::row}) {
     if (why_none(kind, critic) != nullptr) continue;
@@ -211,15 +265,16 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
   if (const char* const reason = why_none(kind, job.critic, device)) return reason;
   cudaError_t error = cudaSetDevice(device);
   const auto on = reinterpret_cast<cudaStream_t>(stream);
-  const int64_t with_maps = rows_with_maps(job);
-  if (with_maps == 0) {
-    if (error == cudaSuccess) error = launch_walk(job, kind, device, on);
-  } else {
-    for (int64_t first = 0; first < job.rows; first += with_maps) {
-      const Job part = part_of(job, first, with_maps);
-      if (error == cudaSuccess) error = launch_maps(part, device, on);
-      if (error == cudaSuccess) error = launch_walk(part, kind, device, on);
-    }
+  // Dense tiles, and then the rows that they leave, which they mark; or maps, and the walk.
+  Job whole = job;
+  if (kind == Kind::automatic && job.dense && error == cudaSuccess)
+    error = find_tiles(job.critic, device, &whole.marked);
+  if (whole.marked && error == cudaSuccess) error = launch_tiles(job, device, on);
+  const int64_t with_maps = rows_with_maps(job), most = with_maps > 0 ? with_maps : job.rows;
+  for (int64_t first = 0; first < job.rows && error == cudaSuccess; first += most) {
+    const Job part = part_of(whole, first, most);
+    if (with_maps > 0) error = launch_maps(part, device, on);
+    if (error == cudaSuccess) error = launch_walk(part, kind, device, on);
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

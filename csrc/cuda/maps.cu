@@ -43,7 +43,7 @@ class DeviceGroup {
   template <typename A>
   __device__ __forceinline__ void multiply(A a_of, int byte) {
     constexpr int eight_columns = 8 * 128;
-    wgmma<columns>(lane_.d, a_of(lane_), wgmma_tile(bytes_ + static_cast<uint32_t>(byte), eight_columns));
+    wgmma<columns>(lane_.d, a_of(lane_), wgmma_tile(bytes_ + static_cast<uint32_t>(byte), eight_columns), true);
   }
   __device__ __forceinline__ void fence() const { wgmma_fence(); }
   __device__ __forceinline__ void commit() const { wgmma_commit(); }
@@ -135,7 +135,6 @@ const char* why_no_maps(int device) {
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (major != 9 || minor != 0) return "precision tf32x3 needs compute capability 9.0";
-  if (!DTAG_FOR_HOPPER) return "the extension was not built for compute capability 9.0, which precision tf32x3 needs";
   return nullptr;
 }
 

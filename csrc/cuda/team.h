@@ -38,6 +38,13 @@ DTAG_BOTH int anew(int number) {
   return number;
 }
 
+DTAG_BOTH uint32_t anew(uint32_t word) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(word));
+#endif
+  return word;
+}
+
 DTAG_BOTH float anew(float number) {
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+f"(number));

@@ -18,12 +18,27 @@ namespace dtag::cuda {
 #define DTAG_WGMMA 0
 #endif
 
+// Where B lies. Of columns of which 64 numbers lie together, `stride` is the bytes from eight columns to the
+// next eight. Transposed, of which 64 columns of a row lie together: from eight rows to the next, and
+// `leading` the bytes from 64 columns to the next.
+DTAG_BOTH uint64_t wgmma_tile(uint32_t shared, uint32_t stride, uint32_t leading = 16) {
+  constexpr uint64_t swizzled_by_128 = 1;
+  return swizzled_by_128 << 62 | static_cast<uint64_t>(stride >> 4 & 0x3fff) << 32 |
+         static_cast<uint64_t>(leading >> 4 & 0x3fff) << 16 | (shared >> 4 & 0x3fff);
+}
+
 #ifdef __CUDACC__
 
 // Between writing registers that are multiplied and multiplying.
 __device__ __forceinline__ void wgmma_fence() {
 #if DTAG_WGMMA
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+// The same where no memory is meant: loads may be brought forward past it.
+__device__ __forceinline__ void wgmma_fence_registers() {
+#if DTAG_WGMMA
+  asm volatile("wgmma.fence.sync.aligned;");
 #endif
 }
 // What was multiplied since the last time is one group.
@@ -39,6 +54,12 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 #endif
 }
+template <int pending>
+__device__ __forceinline__ void wgmma_wait_registers() {
+#if DTAG_WGMMA
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending));
+#endif
+}
 // Between writing shared memory, of any thread, and multiplying it: before the barrier.
 __device__ __forceinline__ void wgmma_fence_shared() {
 #if DTAG_WGMMA
@@ -46,56 +67,67 @@ __device__ __forceinline__ void wgmma_fence_shared() {
 #endif
 }
 
-// Where B lies. Of columns of which 64 numbers lie together, `stride` is the bytes from eight columns to the
-// next eight. Transposed, of which 64 columns of a row lie together: from eight rows to the next, and
-// `leading` the bytes from 64 columns to the next.
-__device__ __forceinline__ uint64_t wgmma_tile(uint32_t shared, uint32_t stride, uint32_t leading = 16) {
-  constexpr uint64_t swizzled_by_128 = 1;
-  return swizzled_by_128 << 62 | static_cast<uint64_t>(stride >> 4 & 0x3fff) << 32 |
-         static_cast<uint64_t>(leading >> 4 & 0x3fff) << 16 | (shared >> 4 & 0x3fff);
-}
-
-// d += a * b: of 64 rows 16 numbers each, and `columns`. The sums are there after
+// d += a * b, or = if not `onto`: of 64 rows 16 numbers each, and `columns`. The sums are there after
 // wgmma_wait; until then a and d are not to be touched.
-#define DTAG_WGMMA_64(type, transposed, d, a, b)                                                               \
+#define DTAG_WGMMA_64(type, transposed, sums, d, a, b, onto)                                                   \
   asm volatile(                                                                                                \
-      "{ .reg .pred p; setp.eq.b32 p, 0, 0; "                                                                     \
+      "{ .reg .pred p; setp.ne.b32 p, %37, 0; "                                                                \
       "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                         \
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                 \
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                         \
       "}, {%32, %33, %34, %35}, %36, p, 1, 1, " transposed "; }"                                               \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),        \
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),  \
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),\
-        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+      : sums(d[0]), sums(d[1]), sums(d[2]), sums(d[3]), sums(d[4]), sums(d[5]), sums(d[6]), sums(d[7]),        \
+        sums(d[8]), sums(d[9]), sums(d[10]), sums(d[11]), sums(d[12]), sums(d[13]), sums(d[14]), sums(d[15]),  \
+        sums(d[16]), sums(d[17]), sums(d[18]), sums(d[19]), sums(d[20]), sums(d[21]), sums(d[22]), sums(d[23]),\
+        sums(d[24]), sums(d[25]), sums(d[26]), sums(d[27]), sums(d[28]), sums(d[29]), sums(d[30]), sums(d[31]) \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(onto ? 1 : 0))
 
-#define DTAG_WGMMA_128(type, transposed, d, a, b)                                                              \
+#define DTAG_WGMMA_128(type, transposed, sums, d, a, b, onto)                                                  \
   asm volatile(                                                                                                \
-      "{ .reg .pred p; setp.eq.b32 p, 0, 0; "                                                                     \
+      "{ .reg .pred p; setp.ne.b32 p, %69, 0; "                                                                \
       "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                        \
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                 \
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                       \
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                       \
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"                         \
       "}, {%64, %65, %66, %67}, %68, p, 1, 1, " transposed "; }"                                               \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),        \
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),  \
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),\
-        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),\
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),\
-        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),\
-        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),\
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+      : sums(d[0]), sums(d[1]), sums(d[2]), sums(d[3]), sums(d[4]), sums(d[5]), sums(d[6]), sums(d[7]),        \
+        sums(d[8]), sums(d[9]), sums(d[10]), sums(d[11]), sums(d[12]), sums(d[13]), sums(d[14]), sums(d[15]),  \
+        sums(d[16]), sums(d[17]), sums(d[18]), sums(d[19]), sums(d[20]), sums(d[21]), sums(d[22]), sums(d[23]),\
+        sums(d[24]), sums(d[25]), sums(d[26]), sums(d[27]), sums(d[28]), sums(d[29]), sums(d[30]), sums(d[31]),\
+        sums(d[32]), sums(d[33]), sums(d[34]), sums(d[35]), sums(d[36]), sums(d[37]), sums(d[38]), sums(d[39]),\
+        sums(d[40]), sums(d[41]), sums(d[42]), sums(d[43]), sums(d[44]), sums(d[45]), sums(d[46]), sums(d[47]),\
+        sums(d[48]), sums(d[49]), sums(d[50]), sums(d[51]), sums(d[52]), sums(d[53]), sums(d[54]), sums(d[55]),\
+        sums(d[56]), sums(d[57]), sums(d[58]), sums(d[59]), sums(d[60]), sums(d[61]), sums(d[62]), sums(d[63]) \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(onto ? 1 : 0))
 
 // Of half floats; B has columns of neighbouring numbers.
 template <int columns>
-__device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&a)[4], uint64_t b, bool onto) {
 #if DTAG_WGMMA
   static_assert(columns == 64 || columns == 128, "there are two");
-  if constexpr (columns == 64) DTAG_WGMMA_64("f16", "0", d, a, b);
-  if constexpr (columns == 128) DTAG_WGMMA_128("f16", "0", d, a, b);
+  if constexpr (columns == 64) DTAG_WGMMA_64("f16", "0", "+f", d, a, b, onto);
+  if constexpr (columns == 128) DTAG_WGMMA_128("f16", "0", "+f", d, a, b, onto);
+#endif
+}
+
+// Of bfloat16, and B transposed or not. If not `onto`, which has to be known to the compiler, what d was is
+// not kept until then.
+template <bool transposed, int size>
+__device__ __forceinline__ void wgmma_bf16(float (&d)[size], const uint32_t (&a)[4], uint64_t b, bool onto) {
+#if DTAG_WGMMA
+  static_assert(size == (transposed ? 32 : 64), "64 columns transposed, 128 otherwise");
+  if constexpr (transposed) {
+    if (onto)
+      DTAG_WGMMA_64("bf16", "1", "+f", d, a, b, true);
+    else
+      DTAG_WGMMA_64("bf16", "1", "=f", d, a, b, false);
+  } else {
+    if (onto)
+      DTAG_WGMMA_128("bf16", "0", "+f", d, a, b, true);
+    else
+      DTAG_WGMMA_128("bf16", "0", "=f", d, a, b, false);
+  }
 #endif
 }
 

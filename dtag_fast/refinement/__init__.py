@@ -229,8 +229,10 @@ def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -
             candidate; or "auto", the quicker one.
         precision: "fp32", or "bf16": the weights between hidden layers rounded to bfloat16, in
             arithmetic of float32 on the cpu and cuda; on triton what they are multiplied with is
-            rounded too, and "tf32" rounds both to ten bits of mantissa, for tensor cores. On cuda
-            "tf32x3" takes tensor cores for three products in place of one, at float32's accuracy.
+            rounded too, and on cuda with algorithm="dense" on compute capability 9.0, which takes
+            large batches by tensor cores (docs/gpu.md). "tf32" rounds both to ten bits of mantissa,
+            for tensor cores, on triton. On cuda "tf32x3" takes tensor cores for three products in
+            place of one, at float32's accuracy.
         threads: the most to use. None: torch.get_num_threads(). A small batch takes one.
         return_info: also return a `RefineInfo`.
 

@@ -93,7 +93,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
     )
-    for path in (directory / "csrc" / "cuda").glob("CMakeFiles/cuda_walk_*.dir/*.o"):
+    for path in (directory / "csrc" / "cuda").glob("CMakeFiles/cuda_*.dir/*.o"):
         path.unlink()  # what is not compiled anew says nothing
     log = run(cmake, "--build", directory, "--target", "_cuda", f"-j{os.cpu_count()}")
     return directory, log
@@ -118,6 +118,18 @@ def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
         assert all((k.registers < 10) == (k.blocks > 1 and k.architecture < "sm_90") for k in of)
         allowed = {"Fp32": 0, "Bf16": 0, "Tf32x3": SPILLED_BY_TILES}
         assert [k for k in of if k.spill_stores > allowed[k.precision]] == []
+
+
+def test_no_kernel_of_dense_tiles_spills(built: tuple[Path, str]) -> None:
+    pattern = (
+        r"dense_kernelILi(\d)ELi(\d)E\S* for '(\w+)'\n.*\n"
+        r"\s*\d+ bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    )
+    found = re.findall(pattern, built[1])
+    shapes = {(actions, heads) for actions in "468" for heads in "12"}
+    assert {(*shape, "sm_90a", "0", "0") for shape in shapes} == set(found)
+    # Else they wait for each multiplication before the next.
+    assert "wgmma.mma_async instructions are serialized" not in built[1]
 
 
 def test_adding_a_row_takes_little_but_multiply_adds(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dtag_fast import Critic, RefineInfo, Refiner, refine
-from dtag_fast.refinement import backends, cuda
+from dtag_fast.refinement import backends, cuda, reference
 from dtag_fast.refinement.execution import Execution, Precision
 from dtag_fast.refinement.parity import Standard, random_batch, random_critic
+from tests.refinement.rounded import Rounded
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,6 +61,15 @@ SHAPES: list[tuple[tuple[int, ...], int, int]] = [
     ((40, 30), 32, 2),
     ((256, 256), 6, 10),
 ]
+
+
+# Of dense tiles: hidden layers, action and observation dimensions, heads.
+TILES: list[tuple[tuple[int, int], int, int, int]] = [
+    ((256, 256), 6, 17, 2),
+    ((200, 256), 8, 40, 2),
+    ((100, 100), 1, 3, 1),
+]
+EXACT = 2e-5  # beside Rounded: sums of float32
 
 
 @pytest.mark.parametrize(("hidden", "action_dim", "heads"), SHAPES, ids=str)
@@ -158,6 +168,83 @@ def test_bf16_is_the_critic_with_rounded_weights() -> None:
     for kernel in kernels(critic, "bf16"):
         ours, _ = on_gpu(critic, batch, precision="bf16", kernel=kernel)
         assert torch.equal(ours, on_gpu(rounded, batch, kernel=kernel)[0])
+
+
+has_tiles = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="dense tiles are for compute capability 9.0",
+)
+
+
+@has_tiles
+@pytest.mark.parametrize("rows", [1, 65, 4099])
+@pytest.mark.parametrize(("hidden", "action_dim", "observation_dim", "heads"), TILES, ids=str)
+def test_dense_tiles(
+    hidden: tuple[int, int], action_dim: int, observation_dim: int, heads: int, rows: int
+) -> None:
+    critic = random_critic(
+        hidden=hidden, action_dim=action_dim, observation_dim=observation_dim, heads=heads
+    )
+    batch = random_batch(critic, rows)
+    words: dict[str, Any] = {"algorithm": "dense", "precision": "bf16", "select": "last"}
+    rounded = Rounded(critic)
+    q, gradient = rounded.evaluate(*batch)
+    step: dict[str, Any] = {"bounds": None, "step_size": 1.0}
+    _, info = on_gpu(critic, batch, steps=0, **step, **words)
+    torch.testing.assert_close(info.q, q.amin(0), atol=EXACT, rtol=EXACT)
+    result, info = on_gpu(critic, batch, steps=1, **step, **words)
+    clear = (rounded.hidden(*batch)[0].abs() > EXACT).all(dim=2).all(dim=0)
+    lower = gradient[q.argmin(0), torch.arange(rows)]
+    torch.testing.assert_close((result - batch[1])[clear], lower[clear], atol=EXACT, rtol=EXACT)
+    assert (info.dense_steps == 1).all()
+    result, info = on_gpu(critic, batch, **words)
+    q = rounded(batch[0], result).amin(0)
+    torch.testing.assert_close(info.q, q, atol=EXACT, rtol=EXACT)
+    # A row is the same in any batch, and one that is not finite changes no other.
+    alone, _ = on_gpu(critic, (batch[0][-1:], batch[1][-1:]), **words)
+    assert torch.equal(alone, result[-1:])
+    bad = batch[0].clone()
+    bad[0, 1] = float("nan")
+    with_bad, _ = on_gpu(critic, (bad, batch[1]), **words)
+    assert torch.equal(with_bad[1:], result[1:])
+    walked, _ = on_gpu(critic, (bad, batch[1]), kernel="row", **words)
+    assert torch.equal(with_bad[:1].nan_to_num(), walked[:1].nan_to_num())
+
+
+@has_tiles
+@pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
+def test_options_of_dense_tiles(optimizer: str, ensemble: str) -> None:
+    critic = random_critic(hidden=(130, 40), action_dim=5, observation_dim=9)
+    batch = random_batch(critic, 67, 3)
+    for extra in ({"max_distance": 0.2}, {"gradient": "unit", "bounds": None, "steps": 5}):
+        words: dict[str, Any] = {"optimizer": optimizer, "ensemble": ensemble, "select": "last"}
+        words |= extra
+        result, _ = on_gpu(critic, batch, algorithm="dense", precision="bf16", **words)
+        options = Refiner(critic, backend="reference", **words).options
+        theirs, _ = reference.run(Rounded(critic), *batch, options)
+        # The others pass a kink or a tie.
+        near = (result - theirs).abs().amax(dim=1) <= 10 * EXACT
+        assert near.float().mean() > 0.8, (extra, near.float().mean())
+
+
+@has_tiles
+def test_a_cuda_graph_holds_dense_tiles() -> None:
+    critic = random_critic(hidden=(256, 256), observation_dim=17, action_dim=6).cuda()
+    refiner = Refiner(critic, backend="cuda", algorithm="dense", precision="bf16")
+    observations, actions = (array.cuda() for array in random_batch(critic, 100))
+    expected = refiner(observations, actions)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = refiner(observations, actions)
+    for row in (3, 70):
+        graph.replay()
+        assert torch.equal(result.nan_to_num(), expected.nan_to_num())
+        observations[row, 0] = float("nan")
+        expected = refiner(observations, actions)
+    graph.replay()
+    assert torch.equal(result.nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.parametrize("action_dim", [3, 6, 17, 32])

@@ -2,6 +2,7 @@
 #include "block.h"
 #include "host_maps.h"
 #include "host_team.h"
+#include "host_warpgroup.h"
 #include "launch.h"
 
 namespace dtag::cuda {
@@ -31,6 +32,28 @@ void run(const Job& job, Kind kind) {
   if (kind == Kind::lean) return run<actions, units_of_lean(actions), 1, false, Precision>(job);
   if (!is_wide(job.critic)) return run<actions, units, 1, true, Precision>(job);
   return run<actions, units, 1, false, Precision>(job);
+}
+
+template <int actions, int heads>
+void run_tiles(const Job& job) {
+  constexpr int clusters = 2;
+  for (int index = 0; index < clusters; ++index) {
+    HostCluster<actions, heads> cluster(job, index, clusters, ++turn);
+    refine_tiles(cluster, job);
+  }
+}
+
+template <int actions>
+void run_tiles(const Job& job) {
+  return job.critic.heads == 1 ? run_tiles<actions, 1>(job) : run_tiles<actions, 2>(job);
+}
+
+void run_tiles(const Job& job) {
+  switch (tile_actions(job.critic.layout.actions)) {
+    case 4: return run_tiles<4>(job);
+    case 6: return run_tiles<6>(job);
+    case 8: return run_tiles<8>(job);
+  }
 }
 
 template <int actions>
@@ -74,12 +97,17 @@ const char* prepare(const PackedCritic&, int) { return nullptr; }
 const char* why_none(Kind kind, const PackedCritic& critic, int) { return why_none(kind, critic); }
 
 // As the device might.
-const char* launch(const Job& job, Kind kind, int, uintptr_t) {
+const char* launch(const Job& given, Kind kind, int, uintptr_t) {
+  Job job = given;
   if (const char* const reason = why_none(kind, job.critic)) return reason;
+  if (kind == Kind::automatic && job.dense && fits_tiles(job.critic)) {
+    run_tiles(job);
+    job.marked = true;
+  }
   if (kind == Kind::automatic)
     for (const Kind each : {Kind::row, Kind::lean, Kind::cluster})
       if (why_none(each, job.critic) == nullptr &&
-          (each == Kind::row || (each == Kind::lean ? job.rows >= 16 : job.rows < 4)))
+          (each == Kind::row || (each == Kind::lean ? job.rows >= 16 : job.rows < 4 && !job.dense)))
         kind = each;
   const int64_t with_maps = rows_with_maps(job);
   if (with_maps == 0) run(job, kind);

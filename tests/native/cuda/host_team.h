@@ -179,6 +179,12 @@ class HostBlock {
 
   int64_t index() const { return index_; }
   int64_t count() const { return count_; }
+  template <typename F>
+  int find(F f) const {
+    for (int i = 0; i < warp_size; ++i)
+      if (f(i)) return i;
+    return warp_size;
+  }
 
   // Nobody may wait for those who did not arrive, nor arrive again before.
   void arrive() { arrive_or_wait(true); }

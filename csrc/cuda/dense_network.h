@@ -1,0 +1,266 @@
+// The layers of one head for a tile of rows, by a warpgroup; see dense_tiles.h.
+#pragma once
+
+#include "dense_input.h"
+
+namespace dtag::cuda {
+
+template <int actions, typename Group>
+class DenseNetwork : public DenseInput<actions, Group> {
+ public:
+  using Base = DenseInput<actions, Group>;
+  using Base::Base;
+  using typename Base::At;
+  using typename Base::Place;
+  using typename Base::Thread;
+
+ protected:
+  using Base::action_of;
+  using Base::floats;
+  using Base::group_;
+
+  // The sums of z_2 but for b_2, of the rows at their actions.
+  DTAG_BOTH void forward() {
+    group_.forget();
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      DTAG_UNROLLED
+      for (int r = 0; r < 2; ++r) {
+        DTAG_UNROLLED
+        for (int a = 0; a < actions; a += 2) load_two(action_of(at.row(r)) + a, thread.action[r] + a);
+      }
+    });
+    DTAG_UNROLLED
+    for (int k = 0; k < fragments; ++k) {
+      group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { first_layer(thread, at, k); });
+      group_.fence();
+      multiply_hidden(0, k);
+      multiply_hidden(1, k);
+      group_.commit();
+      if (k + 1 < ring) continue;
+      // A few of them are enough, and take fewer registers.
+      group_.template wait<ring - 1>(
+          [k](Thread& thread) -> auto& { return thread.hidden[(k + 1) % ring]; });
+    }
+    group_.template wait<0>([](Thread& thread) -> auto& { return thread.sums[0]; });
+    group_.keep([](Thread& thread) -> auto& { return thread.sums[1]; });
+  }
+
+  // From them the rows' q alone, a thread's part of it.
+  DTAG_BOTH void evaluate_q() {
+    group_.forget();
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      clear(thread);
+      DTAG_UNROLLED
+      for (int k = 0; k < fragments; ++k) second_layer(thread, at, k);
+    });
+  }
+
+  // And the gradient, by quarters of the columns of W_2: the next one's sums are made meanwhile.
+  DTAG_BOTH void evaluate_gradient() {
+    constexpr int half = fragments / 2;
+    group_.forget();
+    group_.each([&](Thread& thread, const Place&) DTAG_INLINED { clear(thread); });
+    DTAG_UNROLLED
+    for (int k = 0; k < fragments; ++k) {
+      group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, k); });
+      group_.fence();
+      multiply_slopes(0, k, k > 0);
+      if (k >= half) multiply_slopes(1, k, k > half);  // there are registers for it now
+    }
+    group_.commit();
+    DTAG_UNROLLED
+    for (int k = 0; k < half; ++k) multiply_slopes(1, k, true);
+    group_.commit();
+    group_.forget();
+    DTAG_UNROLLED
+    for (int quarter = 2; quarter < 4; ++quarter) {
+      wait_for<1>(quarter - 2);
+      group_.fence();
+      DTAG_UNROLLED
+      for (int k = 0; k < fragments; k += 2) {
+        multiply_slopes(quarter, k, k > 0);
+        multiply_slopes(quarter, k + 1, true);
+        group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+          back(thread, at, quarter - 2, k / 2);
+        });
+      }
+      group_.commit();
+    }
+    wait_for<1>(2);
+    back_all(2);
+    group_.know([](const Thread& thread) {  // now, and not after waiting
+      float sum = 0.0f;
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a) sum += thread.gradient[0][a] + thread.gradient[1][a];
+      return sum;
+    });
+    wait_for<0>(3);
+    DTAG_UNROLLED
+    for (int k = 0; k < fragments; ++k)
+      group_.keep([k](Thread& thread) -> auto& { return thread.slopes[k]; });
+    back_all(3);
+  }
+
+  // Over the four threads of a row: q to those that climb for it, the gradient by dimensions.
+  DTAG_BOTH void sum_up() {
+    group_.template exchange<1 + actions>(
+        2,
+        [](Thread& thread, const Place& at, float(&give)[1 + actions]) {
+          const int other = 1 - at.own();
+          give[0] = other ? thread.q[1] : thread.q[0];
+          DTAG_UNROLLED
+          for (int a = 0; a < actions; ++a)
+            give[1 + a] = other ? thread.gradient[1][a] : thread.gradient[0][a];
+        },
+        [](Thread& thread, const Place& at, const float(&got)[1 + actions]) {
+          const int own = at.own();
+          thread.q[0] = (own ? thread.q[1] : thread.q[0]) + got[0];
+          DTAG_UNROLLED
+          for (int a = 0; a < actions; ++a)
+            thread.gradient[0][a] =
+                (own ? thread.gradient[1][a] : thread.gradient[0][a]) + got[1 + a];
+        });
+    const auto dimension = [](const Thread& thread, int a) {
+      return a < actions ? thread.gradient[0][a < actions ? a : 0] : 0.0f;
+    };
+    group_.template exchange<5>(
+        1,
+        [&](Thread& thread, const Place& at, float(&give)[5]) {
+          give[4] = thread.q[0];
+          DTAG_UNROLLED
+          for (int i = 0; i < 4; ++i)
+            give[i] = at.dimension() ? dimension(thread, i) : dimension(thread, 4 + i);
+        },
+        [&](Thread& thread, const Place& at, const float(&got)[5]) {
+          thread.own_q = thread.q[0] + got[4];
+          DTAG_UNROLLED
+          for (int i = 0; i < 4; ++i)
+            thread.own[i] =
+                (at.dimension() ? dimension(thread, 4 + i) : dimension(thread, i)) + got[i];
+        });
+  }
+
+ private:
+  DTAG_BOTH static void load_two(const float* from, float* into) {
+    float two[2];
+    load_shared(from, two);
+    into[0] = two[0], into[1] = two[1];
+  }
+
+  DTAG_BOTH uint32_t& passing_of(const Place& at, int quarter) const {
+    return reinterpret_cast<uint32_t*>(group_.memory() + At::passing)[quarter * At::threads + at.thread];
+  }
+
+  // Of 16 columns of W_2 from 16 k on, the rows of a half of its units.
+  DTAG_BOTH void multiply_hidden(int half, int k) {
+    const uint32_t at = At::weights + k / 4 * At::slab + half * (At::units / 2) * 128 + k % 4 * 32;
+    group_.template multiply<false>(
+        k > 0, [half](Thread& thread) -> auto& { return thread.sums[half]; },
+        [k](Thread& thread) -> auto& { return thread.hidden[k % ring]; },
+        wgmma_tile(group_.address(), 1024) + (at >> 4));
+  }
+  // Of 16 rows of W_2 from 16 k on, a quarter of the columns: a slab.
+  DTAG_BOTH void multiply_slopes(int quarter, int k, bool onto) {
+    const uint32_t at = At::weights + quarter * At::slab + k * 16 * 128;
+    group_.template multiply<true>(
+        onto, [quarter](Thread& thread) -> auto& { return thread.back[quarter % 3]; },
+        [k](Thread& thread) -> auto& { return thread.slopes[k]; },
+        wgmma_tile(group_.address(), 1024) + (at >> 4));
+  }
+  template <int pending>
+  DTAG_BOTH void wait_for(int quarter) {
+    group_.template wait<pending>(
+        [quarter](Thread& thread) -> auto& { return thread.back[quarter % 3]; });
+  }
+  DTAG_BOTH void back_all(int quarter) {
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      DTAG_UNROLLED
+      for (int i = 0; i < 8; ++i) back(thread, at, quarter, i);
+    });
+  }
+
+  DTAG_BOTH static void clear(Thread& thread) {
+    DTAG_UNROLLED
+    for (int r = 0; r < 2; ++r) {
+      thread.q[r] = 0.0f;
+      DTAG_UNROLLED
+      for (int a = 0; a < actions; ++a) thread.gradient[r][a] = 0.0f;
+    }
+  }
+
+  // W_1a of a thread's two columns of the eight.
+  DTAG_BOTH void load_first(const Place& at, int eight, float (&w)[2 * actions]) const {
+    load_shared(floats(At::first) + (4 * eight + at.pair()) * At::first_stride(actions), w);
+  }
+
+  DTAG_BOTH void first_layer(Thread& thread, const Place& at, int k) {
+    DTAG_UNROLLED
+    for (int j = 0; j < 2; ++j) {
+      const int eight = 2 * k + j;
+      float w[2 * actions];
+      load_first(at, eight, w);
+      DTAG_UNROLLED
+      for (int r = 0; r < 2; ++r) {
+        float z[2];
+        load_shared(floats(At::share) + at.row(r) * At::share_stride + 8 * eight + 2 * at.pair(), z);
+        DTAG_UNROLLED
+        for (int a = 0; a < actions; ++a) {
+          z[0] = fmaf(w[2 * a], thread.action[r][a], z[0]);
+          z[1] = fmaf(w[2 * a + 1], thread.action[r][a], z[1]);
+        }
+        const uint32_t pair = positive_pair_of(z[0], z[1]);
+        thread.hidden[k % ring][2 * j + r] = pair;
+        // Sixteen pairs to a word: of pair i the bits i and 16 + i.
+        const bool begins = k % 4 == 0 && j == 0 && r == 0;
+        thread.passing = (begins ? 0 : thread.passing >> 1) | nonzero_halves(pair);
+      }
+    }
+    if (k % 4 == 3) passing_of(at, k / 4) = thread.passing;
+  }
+
+  // Of a fragment's columns: q and what is multiplied next.
+  DTAG_BOTH void second_layer(Thread& thread, const Place& at, int k) {
+    DTAG_UNROLLED
+    for (int j = 0; j < 2; ++j) {
+      const int eight = 2 * k + j;
+      float top[4];
+      const int late = k < 2 ? 0 : thread.late[k % 2];
+      load_shared(floats(At::top) + 4 * (4 * eight + at.pair()) + late, top);
+      const uint32_t weights = pair_of(top[2], top[3]);
+      DTAG_UNROLLED
+      for (int r = 0; r < 2; ++r) {
+        // -relu(z_2): its sign is set where z_2 passes.
+        const float* const sums = thread.sums[eight / 16] + 4 * (eight % 16) + 2 * r;
+        const float first = negative_part(top[0] - sums[0]), second = negative_part(top[1] - sums[1]);
+        thread.slopes[k][2 * j + r] = weights & negative_halves(first, second);
+        thread.q[r] = fmaf(-top[2], first, thread.q[r]);
+        thread.q[r] = fmaf(-top[3], second, thread.q[r]);
+      }
+    }
+    // The weights of the fragment after the next are made to wait for q: else the compiler reads all of them
+    // at once, and is short of registers.
+    thread.late[k % 2] = is_signalling(thread.q[0] + thread.q[1]) ? 4 : 0;
+  }
+
+  // Of eight columns of a quarter: the gradient.
+  DTAG_BOTH void back(Thread& thread, const Place& at, int quarter, int i) {
+    const int eight = 8 * quarter + i;
+    const uint32_t passing = passing_of(at, quarter);
+    float w[2 * actions];
+    load_first(at, eight, w);
+    DTAG_UNROLLED
+    for (int r = 0; r < 2; ++r) {
+      const int bit = 2 * i + r;
+      DTAG_UNROLLED
+      for (int c = 0; c < 2; ++c) {
+        const bool passes = passing >> (bit + 16 * c) & 1;
+        const float g = passes ? thread.back[quarter % 3][4 * i + 2 * r + c] : 0.0f;
+        DTAG_UNROLLED
+        for (int a = 0; a < actions; ++a)
+          thread.gradient[r][a] = fmaf(g, w[2 * a + c], thread.gradient[r][a]);
+      }
+    }
+  }
+};
+
+}  // namespace dtag::cuda

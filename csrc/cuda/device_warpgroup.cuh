@@ -1,0 +1,117 @@
+// A warpgroup of dense tiles on the device (dense_input.h), and the blocks of a cluster.
+//
+//   each(f)              f(thread, place) by its 128 threads
+//   forget()             what was made of a place: it is not to take registers through every step
+//   memory(), other()    the block's shared memory, from a multiple of 1024 on, and that of the other block;
+//   address()            where it is for tensor cores
+//   sync(), sync_warps() what was written before is seen after, by all threads or within a warp
+//   sync_for_tensor_cores()   by tensor cores, too
+//   exchange<n>(d, give, take)   give(thread, place, values) n numbers to the thread whose index differs in
+//                        bit d, within four; take(thread, place, values)
+//   fence(), multiply<transposed>(onto, sums, fragment, tile), commit()   wgmma.cuh; sums(thread) and
+//                        fragment(thread) are registers, not to be touched until it was waited for them
+//   wait<pending>(registers)   until all groups are done but the last few; those registers are free then
+//   keep(registers)      others that are
+//   know(f)              that by here f(thread), a sum, is computed
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+#include "dense_tiles.h"
+
+namespace dtag::cuda {
+
+// Not kept in a register: where it lies is known when the kernel is loaded.
+extern __shared__ __align__(1024) char tile_memory[];
+
+template <int actions>
+class DeviceWarpgroup {
+ public:
+  using Thread = TileThread<actions>;
+
+  __device__ DeviceWarpgroup() : place_{static_cast<int>(threadIdx.x)} {}
+
+  __device__ char* memory() const { return tile_memory; }
+  __device__ char* other() const {
+    const int rank = static_cast<int>(blockIdx.x % 2);
+    return cooperative_groups::this_cluster().map_shared_rank(tile_memory, anew(1 - rank));
+  }
+  __device__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(tile_memory)); }
+
+  template <typename F>
+  __device__ __forceinline__ void each(F f) {
+    f(thread_, place_);
+  }
+
+  __device__ __forceinline__ void forget() { place_ = anew(place_); }
+
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ void sync_warps() const { __syncwarp(); }
+  __device__ __forceinline__ void sync_for_tensor_cores() const {
+    wgmma_fence_shared();
+    __syncthreads();
+  }
+
+  template <int count, typename Give, typename Take>
+  __device__ __forceinline__ void exchange(int distance, Give give, Take take) {
+    float values[count];
+    give(thread_, place_, values);
+#pragma unroll
+    for (int i = 0; i < count; ++i) values[i] = __shfl_xor_sync(0xffffffffu, values[i], distance);
+    take(thread_, place_, values);
+  }
+
+  __device__ __forceinline__ void fence() const { wgmma_fence_registers(); }
+  template <bool transposed, typename Sums, typename Fragment>
+  __device__ __forceinline__ void multiply(bool onto, Sums sums, Fragment fragment, uint64_t tile) {
+    wgmma_bf16<transposed>(sums(thread_), fragment(thread_), tile, onto);
+  }
+  __device__ __forceinline__ void commit() const { wgmma_commit(); }
+  template <int pending, typename Registers>
+  __device__ __forceinline__ void wait(Registers registers) {
+    wgmma_wait_registers<pending>();
+    keep(registers);
+  }
+  template <typename F>
+  __device__ __forceinline__ void know(F f) const {
+    if (is_signalling(f(thread_))) __trap();
+  }
+  template <typename Registers>
+  __device__ __forceinline__ void keep(Registers registers) {
+#pragma unroll
+    for (auto& one : registers(thread_)) touch(one);
+  }
+
+ private:
+  // For the compiler: it changes here.
+  __device__ __forceinline__ static void touch(float& x) { asm volatile("" : "+f"(x)); }
+  __device__ __forceinline__ static void touch(uint32_t& x) { asm volatile("" : "+r"(x)); }
+
+  TilePlace place_;
+  Thread thread_;
+};
+
+template <int actions, int heads>
+class DeviceCluster {
+ public:
+  __device__ explicit DeviceCluster(const Job& job) : tiles_(DeviceWarpgroup<actions>(), job, rank()) {}
+
+  __device__ int index() const { return static_cast<int>(blockIdx.x / heads); }
+  __device__ int count() const { return static_cast<int>(gridDim.x / heads); }
+
+  template <typename F>
+  __device__ __forceinline__ void blocks(F f) {
+    f(tiles_);
+  }
+  __device__ __forceinline__ void meet() const {
+    if constexpr (heads > 1) cooperative_groups::this_cluster().sync();
+  }
+
+ private:
+  __device__ static int rank() { return heads > 1 ? static_cast<int>(blockIdx.x % heads) : 0; }
+
+  DenseTiles<actions, heads, DeviceWarpgroup<actions>> tiles_;
+};
+
+}  // namespace dtag::cuda

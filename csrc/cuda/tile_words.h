@@ -1,0 +1,110 @@
+// What threads of dense tiles do with words and bytes: two numbers of bfloat16 in a word, and copies to
+// shared memory that are waited for later.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "job.h"
+
+namespace dtag::cuda {
+
+DTAG_BOTH uint32_t word_of(float x) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(x);
+#else
+  uint32_t word;
+  std::memcpy(&word, &x, sizeof(word));
+  return word;
+#endif
+}
+
+// Of what was added up it never is; but the compiler does not know, and has to have the number by then.
+DTAG_BOTH bool is_signalling(float x) { return word_of(x) == 0x7fa00000u; }
+
+#ifndef __CUDACC__
+// Rounded to nearest, even on a tie; a NaN is 0x7fff.
+inline uint32_t bfloat16_of(float x) {
+  const uint32_t word = word_of(x);
+  return x != x ? 0x7fffu : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+}
+#endif
+
+// Both rounded to bfloat16, the first one in the lower half.
+DTAG_BOTH uint32_t pair_of(float first, float second) {
+#ifdef __CUDACC__
+  uint32_t pair = 0;
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+#endif
+  return pair;
+#else
+  return bfloat16_of(first) | bfloat16_of(second) << 16;
+#endif
+}
+// The same of max(x, 0); a NaN stays one.
+DTAG_BOTH uint32_t positive_pair_of(float first, float second) {
+#ifdef __CUDACC__
+  uint32_t pair = 0;
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+#endif
+  return pair;
+#else
+  return pair_of(first <= 0.0f ? 0.0f : first, second <= 0.0f ? 0.0f : second);
+#endif
+}
+// Of two numbers of bfloat16, none of them negative: bits 15 and 31 say which are not zero.
+DTAG_BOTH uint32_t nonzero_halves(uint32_t pair) { return (pair + 0x7fff7fffu) & 0x80008000u; }
+
+// Ones in the half of a word whose number has its sign set.
+DTAG_BOTH uint32_t negative_halves(float first, float second) {
+#ifdef __CUDA_ARCH__
+  uint32_t halves;  // of each number its highest byte's sign, two bytes of it
+  asm("prmt.b32 %0, %1, %2, 0xffbb;" : "=r"(halves) : "r"(word_of(first)), "r"(word_of(second)));
+  return halves;
+#else
+  return (word_of(first) >> 31) * 0xffffu | (word_of(second) >> 31) * 0xffff0000u;
+#endif
+}
+
+// min(x, 0), or NaN.
+DTAG_BOTH float negative_part(float x) {
+#ifdef __CUDA_ARCH__
+  float least;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(least) : "f"(x), "f"(0.0f));
+  return least;
+#else
+  return x > 0.0f ? 0.0f : x;
+#endif
+}
+
+// Sixteen bytes to shared memory, zeros if they are not real; they are there after copies_wait.
+DTAG_BOTH void copy_later(void* to, const void* from, bool real) {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(real ? 16 : 0)
+               : "memory");
+#else
+  if (real)
+    std::memcpy(to, from, 16);
+  else
+    std::memset(to, 0, 16);
+#endif
+}
+// What was sent for since the last time is one group.
+DTAG_BOTH void copies_commit() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until the thread's copies are there, all but its last `pending` groups.
+template <int pending>
+DTAG_BOTH void copies_wait() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
+}
+
+}  // namespace dtag::cuda

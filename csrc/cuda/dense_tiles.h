@@ -59,11 +59,14 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   // The head's q at the actions and, if it climbs, its gradient; to the other block, if there is one.
   DTAG_BOTH void evaluate(bool climbs, int turn) {
     this->forward();
-    climbs ? this->evaluate_gradient() : this->evaluate_q();
+    if (climbs)
+      this->evaluate_gradient();
+    else
+      this->evaluate_q();
     this->sum_up();
     if constexpr (heads == 2)
       group_.each([&](Thread& thread, const Place& here) {
-      const Place at = anew(here);
+        const Place at = anew(here);
         const int to = turn * At::threads + at.thread;
         store_shared(reinterpret_cast<float*>(group_.other() + At::sent) + 4 * to, thread.own);
         reinterpret_cast<float*>(group_.other() + At::sent_values)[to] = thread.own_q;

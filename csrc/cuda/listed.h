@@ -81,18 +81,31 @@ class Listed : public Region<actions, Precision, Team> {
   DTAG_BOTH void take_given() {
     wait_for_kernel_before();
     const float* const shares = job_.maps + row_ * floats_of_maps(critic_);
-    take_map<units_together>(shares + critic_.heads * width());
+    team_.each([&](Unit& thread, const Seat& here) {
+      const float* const map = shares + critic_.heads * width() +
+                               this->template by_groups<units_together>(anew(here), 1 + actions);
+      DTAG_UNROLLED
+      for (int i = 0; i <= actions; ++i)
+        load_given(map + i * units_together, thread.map[i], far_units * (1 + actions));
+    });
     team_.sync();  // all have done with the row before
     team_.each([&](Unit&, const Seat& here) {
       const Seat seat = anew(here);
       float share[units];
-      load_shared(shares + seat.first, share, far_units);
+      load_given(shares + seat.first, share, far_units);
       store_shared(own(at_.share, seat), share, far_units);
     });
   }
 
   // From there to the threads of the units.
-  DTAG_BOTH void take_map() { take_map<group_units>(team_.shared() + at_.map); }
+  DTAG_BOTH void take_map() {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const float* const from = team_.shared() + at_.map + this->by_groups(anew(here), 1 + actions);
+      DTAG_UNROLLED
+      for (int i = 0; i <= actions; ++i)
+        load_shared(from + i * group_units, thread.map[i], far_units * (1 + actions));
+    });
+  }
 
  protected:
   using Base::at_;
@@ -108,17 +121,6 @@ class Listed : public Region<actions, Precision, Team> {
   using Base::width;
 
   static constexpr int most = SharedLayout::listed_together;
-
-  // One of [E, P / group, 1 + actions, group].
-  template <int group>
-  DTAG_BOTH void take_map(const float* map) {
-    team_.each([&](Unit& thread, const Seat& here) {
-      const float* const from = map + this->template by_groups<group>(anew(here), 1 + actions);
-      DTAG_UNROLLED
-      for (int i = 0; i <= actions; ++i)
-        load_shared(from + i * group, thread.map[i], far_units * (1 + actions));
-    });
-  }
 
   DTAG_BOTH int* list_of(int e) const {
     return reinterpret_cast<int*>(team_.shared()) + at_.listed +

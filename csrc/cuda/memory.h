@@ -215,6 +215,26 @@ struct Weights<uint16_t, units> {
   }
 };
 
+// What the kernel before this one left, that is read once.
+template <int count>
+DTAG_BOTH void load_given(const float* from, float (&into)[count], int far) {
+#ifdef __CUDA_ARCH__
+  static_assert(count % 2 == 0, "pairs");
+  if constexpr (count == 2)
+    asm volatile("ld.global.L1::no_allocate.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(into[0]), "=f"(into[1])
+                 : "l"(from)
+                 : "memory");
+  DTAG_UNROLLED
+  for (int i = 0; i + 4 <= count; i += 4)
+    asm volatile("ld.global.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(into[i]), "=f"(into[i + 1]), "=f"(into[i + 2]), "=f"(into[i + 3])
+                 : "l"(from + i / 4 * far)
+                 : "memory");
+#else
+  load_shared(from, into, far);
+#endif
+}
 // For the kernel to end that was launched before this one, and for what it wrote.
 DTAG_BOTH void wait_for_kernel_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -29,14 +29,15 @@ class Walk : public Following<actions, Precision, Team> {
   // list the rows of W_2^T that it is made of: be ready for add_part().
   DTAG_BOTH void take(int64_t row, bool apart, int part) {
     const bool first = row_ < 0;
-    row_ = row;
+    // Of given maps the last ones first: of many these are near yet.
+    given_ = !apart && job_.maps != nullptr;
+    row_ = given_ ? job_.rows - 1 - row : row;
     taken_ = row < job_.rows;
     built_ = stands_ = false;
     if (!taken_) return;
     // What the row before left would take registers until it is written over.
     team_.each([](auto& thread, const Seat&) { thread = {}; });
     team_.lanes([](Lane& lane, int) { lane = {}; });
-    given_ = job_.maps != nullptr;
     if (!given_) send_for_observation();
     if constexpr (Team::roomy) send_for_weights(!given_);
     const Settings& settings = job_.settings;

@@ -11,9 +11,6 @@ from torch import Tensor
 
 OPTIONS = {
     "compile_threads": 1,  # in this process: for one small step, starting others would take longest
-    # torch 2.11's own launcher gave the driver "invalid argument" for a step of one row. What is
-    # captured in a CUDA graph does not need it to be quick.
-    "use_static_cuda_launcher": False,
 }
 
 

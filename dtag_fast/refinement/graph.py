@@ -113,7 +113,10 @@ def run(
     ):
         form = form_of(critic)
         weights = form.weights(critic)
-        sizes = Sizes(bucket(batch), observations.shape[1], starts, action_dim)
+        rows = bucket(batch)
+        if rows * starts == 1 and isinstance(form, Autograd) and actions.device.type == "cuda":
+            rows = 2  # torch 2.11 compiles one row of some modules to kernels that fail
+        sizes = Sizes(rows, observations.shape[1], starts, action_dim)
         loop = Loop(form, options, sizes, actions.device)
         refined = _loop_of(critic, loop, weights)(weights, observations, actions)
     q, q_initial, distance = refined.floats

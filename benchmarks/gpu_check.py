@@ -215,18 +215,19 @@ def sanitize(tool: str, limit: float) -> Stage:
     if limit < LEAST_SECONDS:
         return Stage(f"sanitizer {tool}", "skipped", 0.0, "no time was left")
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-regex"]
-    command += ["kns=walk_kernel", sys.executable, "-m", "benchmarks.gpu_check", "--sanitized"]
+    command += ["kns=4dtag4cuda", sys.executable, "-m", "benchmarks.gpu_check", "--sanitized"]
     return run_stage(f"sanitizer {tool}", command, min(SANITIZER_SECONDS, limit))
 
 
 def sanitized_cases() -> int:
     """What runs under the sanitizer: the cuda backend, small, by every path of its kernel."""
     from dtag_fast.refinement import Refiner, cuda
+    from dtag_fast.refinement.execution import Execution
     from dtag_fast.refinement.parity import random_batch, random_critic
 
     for hidden, action_dim in (((40, 20), 3), ((150, 60), 6), ((30,), 2), ((100, 10), 32)):
         critic = random_critic(hidden=hidden, action_dim=action_dim).cuda()
-        packings = [cuda.pack(critic, precision) for precision in ("fp32", "tf32x3")]
+        packings = [cuda.pack(critic, precision) for precision in ("fp32", "tf32x3", "bf16")]
         observations, actions = (array.cuda() for array in random_batch(critic, 9, 2))
         observations[4, 0] = float("nan")
         for step_size in (0.3, 4.0):
@@ -234,6 +235,8 @@ def sanitized_cases() -> int:
             for packed in packings:
                 for kernel in cuda.kernels(packed):
                     cuda.run(packed, observations, actions, options, kernel=kernel)
+            dense = Execution(algorithm="dense", precision="bf16")
+            cuda.run(packings[-1], observations, actions, options, dense)
     torch.cuda.synchronize()
     return 0
 

@@ -29,7 +29,10 @@ inline const char* why_none(Kind kind, const PackedCritic& critic) {
 const char* why_not(int device, Precision precision = Precision::fp32);
 
 // Of first maps that are built before the walk so many floats at a time, and so much of the batch.
-constexpr int64_t most_floats_of_maps = int64_t{1} << 24;
+#ifndef DTAG_MOST_FLOATS_OF_MAPS
+#define DTAG_MOST_FLOATS_OF_MAPS (int64_t{1} << 24)
+#endif
+constexpr int64_t most_floats_of_maps = DTAG_MOST_FLOATS_OF_MAPS;
 inline int64_t rows_with_maps(const Job& job) {
   if (job.critic.precision != Precision::tf32x3 || job.critic.hidden_layers != 2 || job.dense) return 0;
   return std::min(job.rows, std::max<int64_t>(1, most_floats_of_maps / floats_of_maps(job.critic)));

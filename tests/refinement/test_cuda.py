@@ -5,6 +5,7 @@ The contract's own tests have it too, conftest.py; test_cuda_gpu.py has it on a 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -215,6 +216,46 @@ def test_tf32x3_is_as_exact_as_fp32(
 
 
 @pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(("hidden", "action_dim"), [((300, 260), 3), ((40, 64), 9), ((20, 30), 17)])
+def test_maps_by_tensor_cores_of_wide_layers_long_observations_and_many_rows(
+    hidden: tuple[int, ...], action_dim: int
+) -> None:
+    critic = random_critic(hidden=hidden, action_dim=action_dim, observation_dim=70)
+    batch = random_batch(critic, 37, 2)  # in several parts
+    for words in (PLAIN, dataclasses.replace(PLAIN, steps=0)):
+        result = run(critic, batch, words, precision="tf32x3")
+        assert Standard(critic, *batch, words).measure(result[0]).holds
+        alone = run(critic, tuple(t[30:31].contiguous() for t in batch), words, precision="tf32x3")
+        assert torch.equal(alone[0], result[0][30:31])
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("by", [1e-18, 1e-6, 1e6, 1e18])
+def test_maps_by_tensor_cores_of_numbers_far_from_one(by: float) -> None:
+    critic = random_critic(hidden=(40, 50), action_dim=3)
+    batch = random_batch(critic, 9)
+    with torch.no_grad():
+        critic.weights[0].mul_(by)
+        critic.biases[0].mul_(by)
+        critic.weights[1].mul_(1 / by)
+        critic.weights[1][0].mul_(1e-4)
+    result = run(critic, batch, PLAIN, precision="tf32x3")
+    assert Standard(critic, *batch, PLAIN).measure(result[0]).holds
+    assert result[1].dense_steps.sum() < 9 * PLAIN.steps  # it was not the full network
+
+
+@pytest.mark.usefixtures("emulator")
+def test_memory_for_maps_is_bounded() -> None:
+    packed = cuda.pack(random_critic(hidden=(40, 50), action_dim=3), "tf32x3")
+    floats = emulation().floats_for_maps
+    assert floats(packed.native, True, 9) == 0  # the full network has no maps
+    assert floats(packed.native, False, 9) == 9 * floats(packed.native, False, 1)
+    assert floats(packed.native, False, 10**6) <= 40000
+    one_layer = cuda.pack(random_critic(hidden=(40,)), "tf32x3")
+    assert floats(one_layer.native, False, 9) == 0
+
+
+@pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
 def test_a_critic_with_weights_that_are_not_finite(bad: float, ensemble: str) -> None:
@@ -257,10 +298,9 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 def test_what_there_is_for_a_critic() -> None:
     critic = random_critic(heads=3, hidden=(129, 70))
     assert kernels(critic) == kernels(critic, "bf16") == ("row", "lean", "cluster")
-    assert kernels(critic, "tf32x3") == ("row",)
-    for kernel in ("lean", "cluster"):
-        with pytest.raises(RuntimeError, match="with precision tf32x3 there is only kernel row"):
-            run(critic, random_batch(critic, 2), PLAIN, kernel=kernel, precision="tf32x3")
+    assert kernels(critic, "tf32x3") == ("row", "lean")
+    with pytest.raises(RuntimeError, match="maps are built before the kernel, and not by a clust"):
+        run(critic, random_batch(critic, 2), PLAIN, kernel="cluster", precision="tf32x3")
     narrow = random_critic(heads=3, hidden=(128, 70))
     assert kernels(narrow) == ("row", "cluster")
     with pytest.raises(RuntimeError, match="do not fill warps of the lean kernel"):
@@ -302,11 +342,10 @@ def test_it_says_what_it_does_not_take() -> None:
     assert "got threads=2" in str(cuda.unsupported_reason(random_critic(), execution=threads))
     tf32 = Execution(precision="tf32")
     assert "got precision='tf32'" in str(cuda.unsupported_reason(random_critic(), execution=tf32))
-    tiles = Execution(precision="tf32x3")
-    for action_dim, units, most in ((3, 520, "1024"), (9, 260, "512")):
-        large = random_critic(hidden=(units, units), action_dim=action_dim)
-        assert cuda.unsupported_reason(large) is None
-        assert f"may be {most}; the critic" in str(cuda.unsupported_reason(large, execution=tiles))
+    large = random_critic(hidden=(20, 513))
+    assert cuda.unsupported_reason(large) is None
+    tf32x3 = Execution(precision="tf32x3")
+    assert "may have 512 units" in str(cuda.unsupported_reason(large, execution=tf32x3))
 
 
 def test_it_takes_critics_on_the_gpu_only() -> None:

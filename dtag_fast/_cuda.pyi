@@ -80,8 +80,8 @@ def refine(
     """Enqueue the refinement of actions [rows, starts, A] to result [rows, A] on the stream.
 
     floats [3, rows] gets q, q_initial and distance; indices [4, rows] best_step, start, flips and
-    dense_steps. maps has floats_for_maps(...). `dense` is to walk no regions; `kernel` is a word of refinement/cuda.py's Kernel.
-    RuntimeError with CUDA's words, or the reason, where it fails.
+    dense_steps; maps has floats_for_maps(...). `dense` is to walk no regions; `kernel` is a word of
+    refinement/cuda.py's Kernel. RuntimeError with CUDA's words, or the reason, where it fails.
     """
 
 architectures: str

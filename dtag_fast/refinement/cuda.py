@@ -123,9 +123,9 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
 
     With "bf16" the weights between hidden layers are rounded to bfloat16, and `algorithm="dense"`
     takes dense tiles where there are, which round what is multiplied by them; with "tf32x3" tensor
-    cores build the first map of a row, from three products of half floats for one of float32. What lies
-    beyond the units of a layer is zero: P, the padded width, is made of whole warps and groups of
-    units. The normaliser stays apart from the first layer, whose digits it would cost.
+    cores build the first map of a row, from three products of half floats for one of float32. What
+    lies beyond the units of a layer is zero: P, the padded width, is made of whole warps and groups
+    of units. The normaliser stays apart from the first layer, whose digits it would cost.
     """
     assert isinstance(critic, Critic)
     module = _load()
@@ -182,36 +182,36 @@ def _for_tensor_cores(
 ) -> dict[str, Tensor]:
     """What csrc/cuda/maps.h multiplies of W_1a [E, H_1, A] and W_2 [E, H_2, H_1].
 
-    Every number is split in two half floats, with ten bits of mantissa each as tf32 has, scaled by a
-    power of two so that the largest is some 2^14.
+    Every number is split in two half floats, with ten bits of mantissa each as tf32 has, scaled by
+    a power of two so that the largest is some 2^14.
     """
 
-    def split(numbers: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:  # -> [..., 2], scale
+    def split(numbers: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         _, exponent = torch.frexp(numbers.abs().amax(dims, keepdim=True))
         scale = ((127 + (15 - exponent).clamp(-100, 100)) << 23).view(torch.float32)
         scaled = numbers * scale
         large = scaled.half()
         return torch.stack([large, (scaled - large).half()], -1), scale
 
-    heads, slots = len(between), -(-(1 + actions) // 8)
+    device, heads, slots = between.device, len(between), -(-(1 + actions) // 8)
     terms, of_terms = split(_padded(of_action, width, actions), (1,))
     halves, of_halves = split(_padded(between, width, width), (1, 2))
-    columns = torch.zeros(heads, width, slots * 8, 2, dtype=torch.half, device=between.device)
+    columns = torch.zeros(heads, width, slots * 8, 2, dtype=torch.half, device=device)
     columns[:, :, 1 : 1 + actions] = terms  # column 0 is z_1, which the kernel knows
-    unscale = torch.ones(heads, slots * 8, device=between.device)
+    unscale = torch.ones(heads, slots * 8, device=device)
     unscale[:, 1 : 1 + actions] = 1 / of_terms[:, 0]
-    # [E, k-steps of 16: half, quad, pair; slot, column, part], to the order in which threads take them.
+    # [E, k-steps of 16: half, quad, pair; slot, column, part], to the order in which threads take.
     steps = columns.reshape(heads, width // 16, 2, 4, 2, slots, 8, 2)
-    # Blocks of units, which copy theirs as they lie here: 64 of a unit's weights together, in pieces of
-    # eight that are exchanged as swizzled() in csrc/cuda/wgmma.cuh says. Units are ordered so that the four
-    # pairs of sixteen that a lane gets sums of are neighbours: 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, ...
+    # Units so that the four pairs of sixteen that a lane gets sums of are neighbours: 0, 1, 4, 5, 8,
+    # 9, 12, 13, 2, 3, 6, 7, ... Then blocks of them, which copy theirs as they lie here: 64 of a
+    # unit's weights together, in pieces of eight, exchanged as csrc/cuda/wgmma.cuh's swizzled() says.
+    order = torch.arange(width, device=device).reshape(-1, 4, 2, 2).transpose(1, 2).flatten()
     block = _load().columns_of_maps(width)
-    order = torch.arange(width).reshape(-1, 4, 2, 2).transpose(1, 2).flatten().to(halves.device)
     of_blocks = halves[:, order].reshape(heads, width // block, block, width // 64, 8, 8, 2)
-    pieces = torch.arange(8) ^ torch.arange(block)[:, None] % 8
-    exchanged = of_blocks.permute(0, 1, 3, 6, 2, 4, 5)[..., torch.arange(block)[:, None], pieces.to(halves.device), :]
+    units = torch.arange(block, device=device).unsqueeze(1)
+    pieces = torch.arange(8, device=device) ^ units % 8
     return {
-        "halves": exchanged.contiguous(),
+        "halves": of_blocks.permute(0, 1, 3, 6, 2, 4, 5)[..., units, pieces, :].contiguous(),
         "terms": steps.permute(0, 1, 5, 6, 3, 7, 2, 4).contiguous(),
         "unscale": unscale / of_halves[:, 0],
     }
@@ -221,8 +221,8 @@ def kernels(critic: Packed) -> tuple[Kernel, ...]:
     """What `run` may be asked for.
 
     "row" takes all. The others take up to 1024 hidden units of a layer of all heads, or 512 with
-    more than eight action dimensions, and none with tf32x3; "lean" hidden layers that, padded, are
-    multiples of 256 (128) units, "cluster" needs compute capability 9.0 or above.
+    more than eight action dimensions; "lean" hidden layers that, padded, are multiples of 256 (128)
+    units, "cluster" none with tf32x3, and it needs compute capability 9.0 or above.
     """
     why_none, device = _load().why_none, critic.device.index or 0
     every: tuple[Kernel, ...] = ("row", "lean", "cluster")

@@ -202,9 +202,9 @@ def _for_tensor_cores(
     unscale[:, 1 : 1 + actions] = 1 / of_terms[:, 0]
     # [E, k-steps of 16: half, quad, pair; slot, column, part], to the order in which threads take.
     steps = columns.reshape(heads, width // 16, 2, 4, 2, slots, 8, 2)
-    # Units so that the four pairs of sixteen that a lane gets sums of are neighbours: 0, 1, 4, 5, 8,
-    # 9, 12, 13, 2, 3, 6, 7, ... Then blocks of them, which copy theirs as they lie here: 64 of a
-    # unit's weights together, in pieces of eight, exchanged as csrc/cuda/wgmma.cuh's swizzled() says.
+    # Units so that the four that a lane gets sums of, of every sixteen, are neighbours: 0, 1, 4, 5,
+    # 8, 9, 12, 13, 2, 3, 6, 7, ... Then blocks of them, which copy theirs as they lie here: 64 of a
+    # unit's weights together, in pieces of eight, exchanged as swizzled() in wgmma.cuh says.
     order = torch.arange(width, device=device).reshape(-1, 4, 2, 2).transpose(1, 2).flatten()
     block = _load().columns_of_maps(width)
     of_blocks = halves[:, order].reshape(heads, width // block, block, width // 64, 8, 8, 2)

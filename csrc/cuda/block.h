@@ -58,7 +58,7 @@ DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   for (int64_t row = next_row<marks>(block, job, block.index()); row < job.rows;
        row = next_row<marks>(block, job, row + block.count())) {
     if constexpr (apart) block.arrive();
-    block.teams([&](auto& walk, int rank) DTAG_INLINED { walk.take(row, apart, rank); });
+    block.teams([&](auto& walk, int rank) DTAG_INLINED { walk.take(row, row + block.count(), apart, rank); });
     if constexpr (apart) build_apart(block);
     block.teams([&](auto& walk, int rank) DTAG_INLINED {
       if (rank == 0) walk.finish();

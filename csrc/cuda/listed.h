@@ -78,7 +78,7 @@ class Listed : public Region<actions, Precision, Team> {
   }
 
   // What a kernel before this one left of the row: the observation's share of z_1, and the map.
-  DTAG_BOTH void take_given() {
+  DTAG_BOTH void take_given(int64_t next) {
     wait_for_kernel_before();
     const float* const shares = job_.maps + row_ * floats_of_maps(critic_);
     team_.each([&](Unit& thread, const Seat& here) {
@@ -89,10 +89,15 @@ class Listed : public Region<actions, Precision, Team> {
         load_given(map + i * units_together, thread.map[i], far_units * (1 + actions));
     });
     team_.sync();  // all have done with the row before
+    constexpr int line = 32;  // floats that come together
     team_.each([&](Unit&, const Seat& here) {
       const Seat seat = anew(here);
       float share[units];
       load_given(shares + seat.first, share, far_units);
+      const int64_t floats = floats_of_maps(critic_);
+      for (int64_t i = line * (seat.head * at_.threads_per_head + seat.thread); i < floats;
+           i += line * critic_.heads * at_.threads_per_head)
+        bring_near(job_.maps + next * floats + i);
       store_shared(own(at_.share, seat), share, far_units);
     });
   }

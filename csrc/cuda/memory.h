@@ -235,6 +235,12 @@ DTAG_BOTH void load_given(const float* from, float (&into)[count], int far) {
   load_shared(from, into, far);
 #endif
 }
+// Into the second-level cache, without waiting.
+DTAG_BOTH void bring_near([[maybe_unused]] const float* from) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#endif
+}
 // For the kernel to end that was launched before this one, and for what it wrote.
 DTAG_BOTH void wait_for_kernel_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

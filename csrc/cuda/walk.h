@@ -25,9 +25,9 @@ class Walk : public Following<actions, Precision, Team> {
   using Base = Following<actions, Precision, Team>;
   using Base::Base;
 
-  // Take a row: its observation's share of z_1. If its first map is to be built apart, by a cluster,
+  // Take a row, after which `next` will be taken: its observation's share of z_1. If its first map is to be built apart, by a cluster,
   // list the rows of W_2^T that it is made of: be ready for add_part().
-  DTAG_BOTH void take(int64_t row, bool apart, int part) {
+  DTAG_BOTH void take(int64_t row, int64_t next, bool apart, int part) {
     const bool first = row_ < 0;
     // Of given maps the last ones first: of many these are near yet.
     given_ = !apart && job_.maps != nullptr;
@@ -57,7 +57,7 @@ class Walk : public Following<actions, Precision, Team> {
       for (int e = 0; e < 2; ++e) bias_[e] = critic_.output_bias[e];
     build_cost_ = -1.0f;
     if (given_)
-      this->take_given();
+      this->take_given(next < job_.rows ? job_.rows - 1 - next : row_);
     else
       observe(first);
     finite_ = anew(finite) != 0;  // not looked at before, which would be to wait for it

@@ -178,13 +178,21 @@ def test_it_is_a_launch_and_two_allocations(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("emulator")
-def test_it_is_launched_on_the_devices_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("floats", [0, 24])
+def test_it_is_launched_on_the_devices_current_stream(
+    monkeypatch: pytest.MonkeyPatch, floats: int
+) -> None:
     packed = cuda.pack(random_critic())
     options = Refiner(random_critic(), backend="reference").options
     native, empty = cuda.native_options(options, 3), torch.empty
     launched: list[tuple[Any, ...]] = []
 
     class Module:
+        @staticmethod
+        def floats_for_maps(critic: object, dense: bool, rows: int) -> int:
+            assert (critic, dense, rows) == (packed.native, True, 2)
+            return floats
+
         @staticmethod
         def refine(*arguments: Any) -> None:
             launched.append(arguments)
@@ -198,10 +206,7 @@ def test_it_is_launched_on_the_devices_current_stream(monkeypatch: pytest.Monkey
         result = cuda._launch(elsewhere, native, True, (2, 5), (10, 20), (30, 40))
     assert result.shape == (2, 3)
     (arguments,) = launched
-    assert arguments == (
-        packed.native,
-        native,
-        True,
-        *(2, 5, 10, 20, result.data_ptr(), 30, 40, 1, 71),
-        "auto",
-    )
+    *before, maps, index, stream, kernel = arguments
+    assert before == [packed.native, native, True, 2, 5, 10, 20, result.data_ptr(), 30, 40]
+    assert (maps != 0) == (floats > 0)
+    assert (index, stream, kernel) == (1, 71, "auto")

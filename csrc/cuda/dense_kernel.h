@@ -60,7 +60,8 @@ static_assert(TileLayout::bytes(8) <= 227 * 1024, "a block's shared memory");
 // Those there are kernels for, of the critic's number or the next.
 DTAG_BOTH constexpr int tile_actions(int actions) { return actions <= 4 ? 4 : actions; }
 
-// void(const Job), of heads blocks a cluster; for what fits_tiles.
+// void(const Job), of heads blocks a cluster; for what fits_tiles. A kernel launched next may begin before
+// this ends (wait_for_kernel_before).
 const void* dense_kernel(const PackedCritic& critic);
 
 }  // namespace dtag::cuda

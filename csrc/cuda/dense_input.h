@@ -58,6 +58,7 @@ class DenseInput {
   // The weights that stay, but for W_2, which take() sends for with the first tile.
   DTAG_BOTH void start() {
     group_.each([&](Thread&, const Place& at) {
+      if (at.thread < critic_.heads) notes().output_bias[at.thread] = critic_.output_bias[at.thread];
       put_weights(at.thread);
     });
   }

@@ -35,7 +35,11 @@ class HostWarpgroup {
   }
 
   char* memory() const { return memory_; }
-  char* other() const { return other_; }
+  template <typename Numbers>
+  void give(int, int byte, const Numbers& numbers) const {
+    std::memcpy(other_ + byte, &numbers, sizeof(numbers));
+  }
+  void receive(int) const {}
   uint32_t address() const { return first_address; }
 
   template <typename F>

@@ -48,13 +48,15 @@ struct TileLayout {
   static constexpr int notes = sent_values + 2 * 4 * threads;      // TileNotes
   // [4, 128], a bit each: where z_1 > 0, by quarters of the columns.
   static constexpr int passing = notes + static_cast<int>(sizeof(TileNotes));
-  static constexpr int marks = passing + 4 * 4 * threads;  // [4], 8 bytes each: what is on its way to the block
-  static constexpr int first = marks + 4 * 8;  // [128, first_stride], W_1a of two units
+  static constexpr int marks = passing + 4 * 4 * threads;  // [4], 8 bytes each: what is on its way
+  static constexpr int mark_count = 4;
+  static constexpr int first = marks + 8 * mark_count;  // [128, first_stride], W_1a of two units
 
   // Floats of the first layer's weights of two units for all of the kernel's dimensions of the action, two
   // by two; four threads that read four pairs' do not meet.
   DTAG_BOTH static constexpr int first_stride(int actions) { return 2 * actions + (actions == 8 ? 4 : 0); }
-  DTAG_BOTH static constexpr int bytes(int actions) { return first + 4 * first_stride(actions) * units / 2; }
+  DTAG_BOTH static constexpr int first_bytes(int actions) { return 4 * first_stride(actions) * units / 2; }
+  DTAG_BOTH static constexpr int bytes(int actions) { return first + first_bytes(actions); }
 };
 static_assert(TileLayout::observed + 4 * TileLayout::rows * TileLayout::observed_stride <= TileLayout::top,
               "what is staged lies where the share will");

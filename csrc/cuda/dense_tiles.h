@@ -31,18 +31,32 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   using typename Base::Place;
   using typename Base::Thread;
 
-  // To a starting point of each row.
-  DTAG_BOTH void set_out(int start) {
-    group_.each([&](Thread&, const Place& here) {
+  // A starting point of each row.
+  DTAG_BOTH void send_for(int tile, int start) {
+    tile_ = tile;
+    group_.each([&](Thread& thread, const Place& here) {
       const Place at = anew(here);
       const int64_t row = first_row() + at.row(at.own());
       const float* const from = job_.actions + (row * job_.starts + start) * critic_.action_dim;
+      DTAG_UNROLLED
+      for (int i = 0; i < 4; ++i) {
+        const int k = at.dimension() + i;
+        thread.initial[i] = row < job_.rows && k < critic_.action_dim ? from[k] : 0.0f;
+      }
+    });
+  }
+
+  // To it.
+  DTAG_BOTH void set_out() {
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
+      const int64_t row = first_row() + at.row(at.own());
       float point[4];
       DTAG_UNROLLED
       for (int i = 0; i < 4; ++i) {
         const int k = at.dimension() + i;
         const bool real = row < job_.rows && k < critic_.action_dim;
-        point[i] = real ? into_box(job_.settings.low[k], job_.settings.high[k], from[k]) : 0.0f;
+        point[i] = real ? into_box(job_.settings.low[k], job_.settings.high[k], thread.initial[i]) : 0.0f;
       }
       const float zeros[4] = {};
       store_shared(climbing(at, initial_point), point);
@@ -164,8 +178,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   }
 
   // Mark the rows that failed, or all.
-  DTAG_BOTH void mark(int tile, bool all) {
-    tile_ = tile;
+  DTAG_BOTH void mark(bool all) {
     group_.each([&](Thread& thread, const Place& at) {
       thread.length = all || notes().failed[at.thread] ? 1.0f : 0.0f;
     });
@@ -283,14 +296,18 @@ template <typename Cluster>
 DTAG_BOTH void refine_tiles(Cluster& cluster, const Job& job) {
   const bool finite = *job.critic.finite != 0;
   const int tiles = static_cast<int>((job.rows + TileLayout::rows - 1) / TileLayout::rows);
-  if (finite) cluster.blocks([](auto& block) DTAG_INLINED { block.start(); });
+  cluster.blocks([](auto& block) DTAG_INLINED { block.start(); });
   cluster.meet();
   int turn = 0;
   for (int tile = cluster.index(); tile < tiles; tile += cluster.count()) {
+    cluster.blocks([&](auto& block) DTAG_INLINED {
+      block.send_for(tile, 0);
+      block.take(tile == cluster.index());
+    });
     for (int start = 0; finite && start < job.starts; ++start) {
       cluster.blocks([&](auto& block) DTAG_INLINED {
-        if (start == 0) block.take(tile, tile == cluster.index());
-        block.set_out(start);
+        if (start > 0) block.send_for(tile, start);
+        block.set_out();
       });
       for (int step = 0; step <= job.settings.steps; ++step, ++turn) {
         const bool climbs = step < job.settings.steps;
@@ -299,7 +316,7 @@ DTAG_BOTH void refine_tiles(Cluster& cluster, const Job& job) {
       }
       cluster.blocks([&](auto& block) DTAG_INLINED { block.compete(start); });
     }
-    cluster.blocks([&](auto& block) DTAG_INLINED { block.mark(tile, !finite); });
+    cluster.blocks([&](auto& block) DTAG_INLINED { block.mark(!finite); });
   }
 }
 

@@ -3,6 +3,8 @@
 //   each(f)              f(thread, place) by its 128 threads
 //   forget()             what was made of a place: it is not to take registers through every step
 //   memory(), address()  the block's shared memory, from a multiple of 1024 on; where it is for tensor cores
+//   expect(batch, bytes), copy(batch, byte, from, bytes), arrived(batch)   of two batches, once: so many bytes
+//                        will be copied; to shared memory; wait until all are there, for tensor cores too
 //   give(turn, byte, numbers), receive(turn)   to the other block's shared memory, in a turn; wait until what
 //                        the other gives in a turn is there
 //   sync(), sync_warps() what was written before is seen after, by all threads or within a warp
@@ -37,14 +39,26 @@ class DeviceWarpgroup {
   __device__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(tile_memory)); }
 
 #if DTAG_CLUSTERS
-  // What comes is counted, by a mark for each of two turns, which the first thread begins and renews.
+  // What comes is counted, by a mark for each of two turns and two batches, by the first thread.
   __device__ void begin_marks() const {
     if (threadIdx.x > 0) return;
-    for (int turn = 0; turn < 2; ++turn) sent_mark(turn).begin();
+    for (int i = 0; i < TileLayout::mark_count; ++i) mark(i).begin();
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     for (int turn = 0; turn < 2; ++turn) sent_mark(turn).expect(TileLayout::sent_bytes);
   }
+  __device__ __forceinline__ void expect(int batch, int bytes) const {
+    if (threadIdx.x == 0) mark(2 + batch).expect(bytes);
+  }
+  __device__ __forceinline__ void copy(int batch, int byte, const void* from, int bytes) const {
+    if (threadIdx.x == 0)
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+              address() + static_cast<uint32_t>(byte)),
+          "l"(from), "r"(bytes), "r"(mark(2 + batch).address)
+          : "memory");
+  }
+  __device__ __forceinline__ void arrived(int batch) const { mark(2 + batch).wait(0); }
   __device__ __forceinline__ void give(int turn, int byte, const float (&numbers)[4]) const {
     asm volatile(
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
@@ -111,9 +125,10 @@ class DeviceWarpgroup {
 
  private:
 #if DTAG_CLUSTERS
-  __device__ static Mark sent_mark(int turn) {
-    return Mark(reinterpret_cast<const float*>(tile_memory + TileLayout::marks) + turn % 2 * 2);
+  __device__ static Mark mark(int i) {
+    return Mark(reinterpret_cast<const float*>(tile_memory + TileLayout::marks) + 2 * i);
   }
+  __device__ static Mark sent_mark(int turn) { return mark(turn % 2); }
   // The same place in the shared memory of the cluster's other block.
   __device__ static uint32_t of_other(uint32_t address) {
     uint32_t there;
@@ -135,9 +150,8 @@ class DeviceCluster {
  public:
   __device__ explicit DeviceCluster(const Job& job) : tiles_(DeviceWarpgroup<actions>(), job, rank()) {
 #if DTAG_CLUSTERS
-    if constexpr (heads == 1) return;
     DeviceWarpgroup<actions>().begin_marks();
-    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+    if constexpr (heads > 1) asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
   }
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DEVICE = "cuda"  # where weights and arrays have to be
 WARP = 32  # threads
+TILE_UNITS = 256  # of a hidden layer, in dense tiles
 
 Kernel = Literal["auto", "row", "lean", "cluster"]
 
@@ -160,6 +161,16 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         tensors["second_bias"] = _padded(biases[1], width)
     if len(critic.hidden) == 2 and precision == "tf32x3":
         tensors |= _for_tensor_cores(of_action, weights[1], actions, width)
+    slope = critic.negative_slope if critic.activation == "leaky_relu" else 0.0
+    if (
+        len(critic.hidden) == 2
+        and precision == "bf16"
+        and slope == 0.0
+        and critic.heads <= 2
+        and critic.action_dim <= 8
+        and width <= TILE_UNITS
+    ):
+        tensors |= _for_dense_tiles(of_observation, of_action, weights[1], biases[1], weights[2])
     finite = torch.stack([tensor.isfinite().all() for tensor in (*weights, *biases)]).all()
     tensors["finite"] = finite.to(torch.int32).reshape(1)
     device = weights[0].device
@@ -168,7 +179,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         action_dim=critic.action_dim,
         heads=critic.heads,
         hidden=critic.hidden,
-        negative_slope=critic.negative_slope if critic.activation == "leaky_relu" else 0.0,
+        negative_slope=slope,
         precision=precision,
         addresses={name: tensor.data_ptr() for name, tensor in tensors.items()},
     )
@@ -214,6 +225,29 @@ def _for_tensor_cores(
         "halves": exchanged.contiguous(),
         "terms": steps.permute(0, 1, 5, 6, 3, 7, 2, 4).contiguous(),
         "unscale": unscale / of_halves[:, 0],
+    }
+
+
+def _for_dense_tiles(
+    of_observation: Tensor, of_action: Tensor, between: Tensor, bias: Tensor, output: Tensor
+) -> dict[str, Tensor]:
+    """What csrc/cuda/dense_input.h copies to shared memory, laid out as dense_kernel.h says."""
+    heads, _, size = of_observation.shape
+    actions = next(n for n in (4, 6, 8) if n >= of_action.shape[2] + of_action.shape[2] % 2)
+    units = TILE_UNITS
+    # 64 of a unit's weights together, in pieces of eight that are exchanged as swizzled() in wgmma.cuh says.
+    slabs = _padded(between, units, units).reshape(heads, units, units // 64, 8, 8).transpose(1, 2)
+    pieces = torch.arange(8) ^ torch.arange(units)[:, None] % 8
+    exchanged = slabs[:, :, torch.arange(units)[:, None], pieces.to(between.device)]
+    # Of two units: -b_2, never a negative zero, and w; W_1a, with room after that of eight actions.
+    top = torch.stack([0.0 - _padded(bias, units), _padded(output.squeeze(1), units)], 1)
+    pairs = _padded(of_action, units, actions).reshape(heads, units // 2, 2, actions).mT
+    first = F.pad(pairs.flatten(2), (0, 4 if actions == 8 else 0))
+    top = top.reshape(heads, 2, units // 2, 2).transpose(1, 2)
+    return {
+        "tile_weights": exchanged.contiguous(),
+        "tile_numbers": torch.cat([top.flatten(1), first.flatten(1)], 1).contiguous(),
+        "tile_observation": _padded(of_observation.mT, -(-size // 4) * 4, units),
     }
 
 

@@ -11,13 +11,15 @@
 namespace dtag::cuda {
 
 constexpr int fragments = TileLayout::units / 16;  // of a layer: 16 columns each
-constexpr int ring = 4;                            // of h_1, at a time
+constexpr int ring = 4;                            // of h_1, at a time: a slab's
+static_assert(16 * ring == TileLayout::slab_units, "a turn of a loop");
 
 // What a thread keeps. Its row where rows climb is one of the two that it has the sums of.
 template <int actions>
 struct TileThread {
   float sums[2][64];  // of z_2, halves of the columns: of every eight two, of two rows
   float back[3][32];  // of g_2 W_2, quarters of the columns; the last takes the first one's place
+  float share[2][2][2], first[2][2 * actions];  // of a fragment's z_1, and its W_1a
   uint32_t hidden[ring][4];       // h_1
   uint32_t slopes[fragments][4];  // g_2 = w * relu'(z_2)
   uint32_t passing;  // z_1 > 0, a bit each

@@ -11,7 +11,7 @@
 //   sync_for_tensor_cores()   by tensor cores, too
 //   exchange<n>(d, give, take)   give(thread, place, values) n numbers to the thread whose index differs in
 //                        bit d, within four; take(thread, place, values)
-//   fence(), multiply<transposed>(onto, sums, fragment, tile), commit()   wgmma.cuh; sums(thread) and
+//   fence(), fence_memory(), multiply<transposed>(onto, sums, fragment, tile), commit()   wgmma.cuh; sums(thread) and
 //                        fragment(thread) are registers, not to be touched until it was waited for them
 //   wait<pending>(registers)   until all groups are done but the last few; those registers are free then
 //   keep(registers)      others that are
@@ -103,6 +103,7 @@ class DeviceWarpgroup {
   }
 
   __device__ __forceinline__ void fence() const { wgmma_fence_registers(); }
+  __device__ __forceinline__ void fence_memory() const { wgmma_fence(); }
   template <bool transposed, typename Sums, typename Fragment>
   __device__ __forceinline__ void multiply(bool onto, Sums sums, Fragment fragment, uint64_t tile) {
     wgmma_bf16<transposed>(sums(thread_), fragment(thread_), tile, onto);

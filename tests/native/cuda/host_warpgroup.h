@@ -65,6 +65,7 @@ class HostWarpgroup {
   }
 
   void fence() const {}
+  void fence_memory() const {}
   template <typename F>
   void know(F) const {}
 

@@ -20,12 +20,13 @@ struct TileThread {
   float sums[2][64];  // of z_2, halves of the columns: of every eight two, of two rows
   float back[3][32];  // of g_2 W_2, quarters of the columns; the last takes the first one's place
   float share[2][2][2], first[2][2 * actions];  // of a fragment's z_1, and its W_1a
+  float top[2][2][4];  // -b_2 and w of a fragment and the next
+  int late;             // see fetch_top
   uint32_t hidden[ring][4];       // h_1
   uint32_t slopes[fragments][4];  // g_2 = w * relu'(z_2)
   uint32_t passing;  // z_1 > 0, a bit each
   float action[2][actions];
   float q[2];
-  int late[2];  // see second_layer
   float gradient[2][actions];
   // Of the row that it climbs for and four dimensions of the action:
   float own_q, own[4];  // the head's q and gradient

@@ -45,16 +45,22 @@ class DenseNetwork : public DenseInput<actions, Group> {
     group_.forget();
     group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
       clear(thread);
-      DTAG_UNROLLED
-      for (int k = 0; k < fragments; ++k) second_layer(thread, at, k);
+      fetch_top(thread, at, 0);
     });
+    DTAG_UNROLLED
+    for (int k = 0; k < fragments; ++k) {
+      group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, k); });
+    }
   }
 
   // And the gradient, by quarters of the columns of W_2: the next one's sums are made meanwhile.
   DTAG_BOTH void evaluate_gradient() {
     constexpr int half = fragments / 2;
     group_.forget();
-    group_.each([&](Thread& thread, const Place&) DTAG_INLINED { clear(thread); });
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      clear(thread);
+      fetch_top(thread, at, 0);
+    });
     DTAG_UNROLLED
     for (int k = 0; k < fragments; ++k) {
       group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, k); });
@@ -251,14 +257,22 @@ class DenseNetwork : public DenseInput<actions, Group> {
     if (i == ring - 1) passing_of(at, slab) = thread.passing;
   }
 
-  // Of a fragment's columns: q and what is multiplied next.
+  // -b_2 and w of a fragment's columns. They are made to wait for the q of the one before the one before: else
+  // the compiler reads all of them at once, and is short of registers.
+  DTAG_BOTH void fetch_top(Thread& thread, const Place& at, int k) const {
+    const int late = k < 2 ? 0 : thread.late;
+    DTAG_UNROLLED
+    for (int j = 0; j < 2; ++j)
+      load_shared(floats(At::top) + 4 * (4 * (2 * k + j) + at.pair()) + late, thread.top[k % 2][j]);
+  }
+
+  // Of a fragment's columns: q and what is multiplied next. The weights of the next one are read meanwhile.
   DTAG_BOTH void second_layer(Thread& thread, const Place& at, int k) {
+    if (k + 1 < fragments) fetch_top(thread, at, k + 1);
     DTAG_UNROLLED
     for (int j = 0; j < 2; ++j) {
       const int eight = 2 * k + j;
-      float top[4];
-      const int late = k < 2 ? 0 : thread.late[k % 2];
-      load_shared(floats(At::top) + 4 * (4 * eight + at.pair()) + late, top);
+      const float(&top)[4] = thread.top[k % 2][j];
       const uint32_t weights = pair_of(top[2], top[3]);
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r) {
@@ -270,9 +284,7 @@ class DenseNetwork : public DenseInput<actions, Group> {
         thread.q[r] = fmaf(-top[3], second, thread.q[r]);
       }
     }
-    // The weights of the fragment after the next are made to wait for q: else the compiler reads all of them
-    // at once, and is short of registers.
-    thread.late[k % 2] = is_signalling(thread.q[0] + thread.q[1]) ? 4 : 0;
+    thread.late = is_signalling(thread.q[0] + thread.q[1]) ? 4 : 0;
   }
 
   // Of eight columns of a quarter: the gradient.

@@ -28,7 +28,7 @@ class DenseNetwork : public DenseInput<actions, Group> {
         DTAG_UNROLLED
         for (int a = 0; a < actions; a += 2) load_two(action_of(at.row(r)) + a, thread.action[r] + a);
       }
-      fetch_first(thread, at, 0);
+      fetch_first(thread, at, 0, 0);
     });
     forward_slab<true>(0);
     // Not unrolled: instructions, too, have to come from somewhere.
@@ -159,7 +159,8 @@ class DenseNetwork : public DenseInput<actions, Group> {
     for (int i = 0; i < ring; ++i) {
       group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
         first_layer(thread, at, slab, i);
-        fetch_first(thread, at, (ring * slab + i + 1) % fragments);  // after the last for nothing
+        // After the last for nothing.
+        fetch_first(thread, at, i + 1 < ring ? slab : (slab + 1) % (fragments / ring), (i + 1) % ring);
       });
       group_.fence_memory();
       multiply_hidden(0, slab, i, !begins || i > 0);
@@ -214,11 +215,11 @@ class DenseNetwork : public DenseInput<actions, Group> {
     load_shared(floats(At::first) + (4 * eight + at.pair()) * At::first_stride(actions), w);
   }
 
-  // What z_1 of a fragment's columns is made of.
-  DTAG_BOTH void fetch_first(Thread& thread, const Place& at, int k) const {
+  // What z_1 of the 16 columns 16 i on of a slab is made of.
+  DTAG_BOTH void fetch_first(Thread& thread, const Place& at, int slab, int i) const {
     DTAG_UNROLLED
     for (int j = 0; j < 2; ++j) {
-      const int eight = 2 * k + j;
+      const int eight = 2 * (ring * slab + i) + j;
       load_first(at, eight, thread.first[j]);
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r)

@@ -261,6 +261,12 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     const Rates rates(job_.settings, step);
     float first[4], second[4];
     load_shared(action_of(at.row(at.own())) + at.dimension(), thread.proposal);
+    // At once, and not by dimensions.
+    if (job_.settings.optimizer == Optimizer::sgd) {
+      DTAG_UNROLLED
+      for (int i = 0; i < 4; ++i) thread.proposal[i] += rates.scale * thread.total[i];
+      return;
+    }
     load_shared(climbing(at, first_moment), first);
     load_shared(climbing(at, second_moment), second);
     DTAG_UNROLLED

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../python_words.h"
+#include "dense_kernel.h"
 #include "launch.h"
 #include "maps.h"
 
@@ -84,6 +85,11 @@ PackedCritic pack(int observation_dim, int action_dim, int heads, const std::vec
     critic.halves = pointer<void>(addresses, "halves");
     critic.terms = pointer<void>(addresses, "terms");
     critic.unscale = pointer<float>(addresses, "unscale");
+  }
+  if (fits_tiles(critic)) {
+    critic.tile_weights = pointer<void>(addresses, "tile_weights");
+    critic.tile_numbers = pointer<float>(addresses, "tile_numbers");
+    critic.tile_observation = pointer<float>(addresses, "tile_observation");
   }
   critic.output = pointer<float>(addresses, "output");
   critic.output_bias = pointer<float>(addresses, "output_bias");

@@ -55,6 +55,7 @@ template <int actions, int blocks, typename Precision, typename Block>
 DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   constexpr bool apart = blocks > 1;
   constexpr bool marks = std::is_same_v<Precision, Bf16> && !apart;
+  if (marks && job.marked) wait_for_kernel_before();
   for (int64_t row = next_row<marks>(block, job, block.index()); row < job.rows;
        row = next_row<marks>(block, job, row + block.count())) {
     if constexpr (apart) block.arrive();

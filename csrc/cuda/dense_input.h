@@ -11,19 +11,22 @@
 namespace dtag::cuda {
 
 constexpr int fragments = TileLayout::units / 16;  // of a layer: 16 columns each
-constexpr int ring = 4;                            // of h_1, at a time
+constexpr int ring = 4;                            // of h_1, at a time: a slab's
+static_assert(16 * ring == TileLayout::slab_units, "a turn of a loop");
 
 // What a thread keeps. Its row where rows climb is one of the two that it has the sums of.
 template <int actions>
 struct TileThread {
   float sums[2][64];  // of z_2, halves of the columns: of every eight two, of two rows
   float back[3][32];  // of g_2 W_2, quarters of the columns; the last takes the first one's place
+  float share[2][2][2], first[2][2 * actions];  // of a fragment's z_1, and its W_1a
+  float top[2][2][4];  // -b_2 and w of a fragment and the next
+  int late;             // see fetch_top
   uint32_t hidden[ring][4];       // h_1
   uint32_t slopes[fragments][4];  // g_2 = w * relu'(z_2)
   uint32_t passing;  // z_1 > 0, a bit each
   float action[2][actions];
   float q[2];
-  int late[2];  // see second_layer
   float gradient[2][actions];
   // Of the row that it climbs for and four dimensions of the action:
   float own_q, own[4];  // the head's q and gradient
@@ -55,33 +58,47 @@ class DenseInput {
   DTAG_BOTH DenseInput(const Group& group, const Job& job, int head)
       : group_(group), job_(job), critic_(job.critic), head_(head) {}
 
-  // The weights that stay, but for W_2, which take() sends for with the first tile.
+  // Send for the weights that stay, and for those of the first numbers of the observation.
   DTAG_BOTH void start() {
-    group_.each([&](Thread&, const Place& at) {
-      put_weights(at.thread);
-    });
+    constexpr int first_bytes = At::first_bytes(actions), top_bytes = 16 * At::units / 2;
+    constexpr int matrix_bytes = At::units / At::slab_units * At::slab;
+    const int rows = observation_rows(critic_), staged_bytes = 4 * At::units * (rows < At::staged ? rows : At::staged);
+    const float* const numbers = critic_.tile_numbers + head_ * (top_bytes + first_bytes) / 4;
+    group_.expect(0, staged_bytes + top_bytes + first_bytes);
+    group_.copy(0, At::staged_weights, critic_.tile_observation + head_ * rows * At::units, staged_bytes);
+    group_.copy(0, At::top, numbers, top_bytes);
+    group_.copy(0, At::first, numbers + top_bytes / 4, first_bytes);
+    group_.expect(1, matrix_bytes);
+    for (int slab = 0; slab < matrix_bytes; slab += At::slab)
+      group_.copy(1, At::weights + slab, static_cast<const char*>(critic_.tile_weights) + head_ * matrix_bytes + slab,
+                  At::slab);
   }
 
   // A tile: the observation's share of z_1.
-  DTAG_BOTH void take(int tile, bool is_first) {
-    tile_ = tile;
+  DTAG_BOTH void take(bool is_first) {
     group_.sync();  // all have done with the tile before
     group_.each([&](Thread& thread, const Place& here) {
       const Place at = anew(here);
-      send_for_observation_weights(at, 0);
+      if (!is_first) send_for_observation_weights(at, 0);
       copies_commit();
-      if (is_first) send_for_matrix(at);
-      copies_commit();
-      put_observation(at, 0);
+      float bias[2];
       DTAG_UNROLLED
       for (int half = 0; half < 2; ++half) {
         const int unit = at.thread + At::threads * half;
-        const float bias = unit < width() ? critic_.first_bias[head_ * width() + unit] : 0.0f;
-        DTAG_UNROLLED
-        for (int row = 0; row < At::rows; ++row) thread.sums[half][row] = bias;
+        bias[half] = unit < width() ? critic_.first_bias[head_ * width() + unit] : 0.0f;
       }
-      copies_wait<1>();
+      const bool has_head = at.thread < critic_.heads;
+      const float output_bias = has_head ? critic_.output_bias[at.thread] : 0.0f;
+      put_observation(at, 0);
+      if (has_head) notes().output_bias[at.thread] = output_bias;
+      DTAG_UNROLLED
+      for (int half = 0; half < 2; ++half) {
+        DTAG_UNROLLED
+        for (int row = 0; row < At::rows; ++row) thread.sums[half][row] = bias[half];
+      }
+      copies_wait<0>();
     });
+    if (is_first) group_.arrived(0);
     group_.sync();
     for (int first = 0;;) {
       group_.each(
@@ -109,8 +126,8 @@ class DenseInput {
           share[row * At::share_stride] = thread.sums[half][row] + 0.0f;
       }
       notes().failed[at.thread] = 0;
-      copies_wait<0>();
     });
+    if (is_first) group_.arrived(1);
     group_.sync_for_tensor_cores();
   }
 
@@ -131,76 +148,38 @@ class DenseInput {
  private:
   DTAG_BOTH int width() const { return critic_.layout.width; }
 
-  // Of two neighbouring units, whose arrays are padded to an even width.
-  DTAG_BOTH void put_weights(int pair) {
-    const int unit = 2 * pair;
-    const bool real = unit < width();
-    float* const first = floats(At::first) + pair * At::first_stride(actions);
-    float* const top = floats(At::top) + 4 * pair;
-    DTAG_UNROLLED
-    for (int i = 0; i < 2; ++i) {
-      const int group = (head_ * width() + unit) / group_units * critic_.layout.actions;
-      const float* const from = critic_.action_weights + group * group_units + unit % group_units + i;
-      DTAG_UNROLLED
-      for (int a = 0; a < actions; ++a)
-        first[2 * a + i] = real && a < critic_.layout.actions ? from[a * group_units] : 0.0f;
-      const int at = head_ * width() + unit + i;
-      top[i] = 0.0f - (real ? critic_.second_bias[at] : 0.0f);  // never a negative zero
-      top[2 + i] = real ? critic_.output[at] : 0.0f;
-    }
-  }
-
-  // W_2 of the head: zeros where it has no units. Eight numbers in a row to a thread.
-  DTAG_BOTH void send_for_matrix(const Place& at) {
-    constexpr int pieces = At::units / 8;
-    const int column = at.thread % pieces * 8;
-    const auto* const from = static_cast<const uint16_t*>(critic_.weight) +
-                             head_ * critic_.top_units * width() + (column < width() ? column : 0);
-    char* const to = group_.memory() + At::weights + column / At::slab_units * At::slab;
-#ifdef __CUDA_ARCH__
-#pragma unroll 4
-#endif
-    for (int row = at.thread / pieces; row < At::units; row += At::threads / pieces) {
-      const bool real = row < critic_.top_units && column < width();
-      copy_later(to + swizzled(row * 128 + column % At::slab_units * 2), from + (real ? row * width() : 0),
-                 real);
-    }
-  }
-
   // Of W_1s the rows of some numbers of the observation, four units to a thread.
   DTAG_BOTH void send_for_observation_weights(const Place& at, int first) {
-    const int thread = at.thread;
     constexpr int pieces = At::units / 4;
-    const int unit = thread % pieces * 4, rows = observation_rows(critic_) - first;
-    const int real_unit = head_ * width() + (unit < width() ? unit : 0);
-    const float* const from =
-        critic_.observation_weights + real_unit % group_units +
-        (real_unit / group_units * observation_rows(critic_) + first) * group_units;
+    const int unit = at.thread % pieces * 4, rows = observation_rows(critic_);
+    const float* const from = critic_.tile_observation + head_ * rows * At::units + unit;
 #ifdef __CUDA_ARCH__
 #pragma unroll 4
 #endif
-    for (int row = thread / pieces; row < At::staged; row += At::threads / pieces) {
-      const bool real = row < rows && unit < width();
-      copy_later(floats(At::staged_weights) + row * At::units + unit, from + (real ? row * group_units : 0),
+    for (int row = at.thread / pieces; row < At::staged; row += At::threads / pieces) {
+      const bool real = first + row < rows;
+      copy_later(floats(At::staged_weights) + row * At::units + unit, from + (real ? (first + row) * At::units : 0),
                  real);
     }
   }
 
-  // And those numbers, standardised: one of each fourth row to a thread.
+  // And those numbers, standardised: one of each fourth row to a thread. All are sent for at once.
   DTAG_BOTH void put_observation(const Place& at, int first) {
-    const int thread = at.thread, i = thread % At::staged, k = first + i;
+    constexpr int apart = At::threads / At::staged, count = At::rows / apart;
+    const int i = at.thread % At::staged, k = first + i, row = at.thread / At::staged;
     const bool real = k < critic_.observation_dim;
+    const int64_t left = real ? job_.rows - first_row() - row : 0;  // rows from the thread's first on
+    const float* const from = job_.observations + (first_row() + row) * critic_.observation_dim + k;
+    float x[count];
+    DTAG_UNROLLED
+    for (int n = 0; n < count; ++n)
+      x[n] = n * apart < left ? from[n * apart * critic_.observation_dim] : 0.0f;
     const float mean = real ? critic_.mean[k] : 0.0f;
     const float per_std = real ? 1.0f / critic_.std[k] : 0.0f;
-#ifdef __CUDA_ARCH__
-#pragma unroll 4
-#endif
-    for (int row = thread / At::staged; row < At::rows; row += At::threads / At::staged) {
-      float x = 0.0f;
-      if (real && first_row() + row < job_.rows)
-        x = (job_.observations[(first_row() + row) * critic_.observation_dim + k] - mean) * per_std;
-      floats(At::observed)[row * At::observed_stride + i] = x;
-    }
+    DTAG_UNROLLED
+    for (int n = 0; n < count; ++n)
+      floats(At::observed)[(row + n * apart) * At::observed_stride + i] =
+          n * apart < left ? (x[n] - mean) * per_std : 0.0f;
   }
 
   DTAG_BOTH void add_observation(Thread& thread, const Place& at, int first) {

@@ -28,19 +28,14 @@ class DenseNetwork : public DenseInput<actions, Group> {
         DTAG_UNROLLED
         for (int a = 0; a < actions; a += 2) load_two(action_of(at.row(r)) + a, thread.action[r] + a);
       }
+      fetch_first(thread, at, 0, 0);
     });
-    DTAG_UNROLLED
-    for (int k = 0; k < fragments; ++k) {
-      group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { first_layer(thread, at, k); });
-      group_.fence();
-      multiply_hidden(0, k);
-      multiply_hidden(1, k);
-      group_.commit();
-      if (k + 1 < ring) continue;
-      // A few of them are enough, and take fewer registers.
-      group_.template wait<ring - 1>(
-          [k](Thread& thread) -> auto& { return thread.hidden[(k + 1) % ring]; });
-    }
+    forward_slab<true>(0);
+    // Not unrolled: instructions, too, have to come from somewhere.
+#ifdef __CUDA_ARCH__
+#pragma unroll 1
+#endif
+    for (int slab = 1; slab < fragments / ring; ++slab) forward_slab<false>(slab);
     group_.template wait<0>([](Thread& thread) -> auto& { return thread.sums[0]; });
     group_.keep([](Thread& thread) -> auto& { return thread.sums[1]; });
   }
@@ -50,16 +45,22 @@ class DenseNetwork : public DenseInput<actions, Group> {
     group_.forget();
     group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
       clear(thread);
-      DTAG_UNROLLED
-      for (int k = 0; k < fragments; ++k) second_layer(thread, at, k);
+      fetch_top(thread, at, 0);
     });
+    DTAG_UNROLLED
+    for (int k = 0; k < fragments; ++k) {
+      group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, k); });
+    }
   }
 
   // And the gradient, by quarters of the columns of W_2: the next one's sums are made meanwhile.
   DTAG_BOTH void evaluate_gradient() {
     constexpr int half = fragments / 2;
     group_.forget();
-    group_.each([&](Thread& thread, const Place&) DTAG_INLINED { clear(thread); });
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      clear(thread);
+      fetch_top(thread, at, 0);
+    });
     DTAG_UNROLLED
     for (int k = 0; k < fragments; ++k) {
       group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, k); });
@@ -151,12 +152,33 @@ class DenseNetwork : public DenseInput<actions, Group> {
     return reinterpret_cast<uint32_t*>(group_.memory() + At::passing)[quarter * At::threads + at.thread];
   }
 
-  // Of 16 columns of W_2 from 16 k on, the rows of a half of its units.
-  DTAG_BOTH void multiply_hidden(int half, int k) {
-    const uint32_t at = At::weights + k / 4 * At::slab + half * (At::units / 2) * 128 + k % 4 * 32;
+  // h_1 of a slab's columns, 16 at a time, and its product.
+  template <bool begins>
+  DTAG_BOTH void forward_slab(int slab) {
+    DTAG_UNROLLED
+    for (int i = 0; i < ring; ++i) {
+      group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+        first_layer(thread, at, slab, i);
+        // After the last for nothing.
+        fetch_first(thread, at, i + 1 < ring ? slab : (slab + 1) % (fragments / ring), (i + 1) % ring);
+      });
+      group_.fence_memory();
+      multiply_hidden(0, slab, i, !begins || i > 0);
+      multiply_hidden(1, slab, i, !begins || i > 0);
+      group_.commit();
+      if (begins && i + 1 < ring) continue;
+      // A few of them are enough, and take fewer registers.
+      group_.template wait<ring - 1>(
+          [i](Thread& thread) -> auto& { return thread.hidden[(i + 1) % ring]; });
+    }
+  }
+
+  // Of the 16 columns 16 i on of a slab of W_2, the rows of a half of its units.
+  DTAG_BOTH void multiply_hidden(int half, int slab, int i, bool onto) {
+    const uint32_t at = At::weights + slab * At::slab + half * (At::units / 2) * 128 + i * 32;
     group_.template multiply<false>(
-        k > 0, [half](Thread& thread) -> auto& { return thread.sums[half]; },
-        [k](Thread& thread) -> auto& { return thread.hidden[k % ring]; },
+        onto, [half](Thread& thread) -> auto& { return thread.sums[half]; },
+        [i](Thread& thread) -> auto& { return thread.hidden[i]; },
         wgmma_tile(group_.address(), 1024) + (at >> 4));
   }
   // Of 16 rows of W_2 from 16 k on, a quarter of the columns: a slab.
@@ -193,39 +215,65 @@ class DenseNetwork : public DenseInput<actions, Group> {
     load_shared(floats(At::first) + (4 * eight + at.pair()) * At::first_stride(actions), w);
   }
 
-  DTAG_BOTH void first_layer(Thread& thread, const Place& at, int k) {
+  // What z_1 of the 16 columns 16 i on of a slab is made of.
+  DTAG_BOTH void fetch_first(Thread& thread, const Place& at, int slab, int i) const {
     DTAG_UNROLLED
     for (int j = 0; j < 2; ++j) {
-      const int eight = 2 * k + j;
-      float w[2 * actions];
-      load_first(at, eight, w);
+      const int eight = 2 * (ring * slab + i) + j;
+      load_first(at, eight, thread.first[j]);
+      DTAG_UNROLLED
+      for (int r = 0; r < 2; ++r)
+        load_shared(floats(At::share) + at.row(r) * At::share_stride + 8 * eight + 2 * at.pair(),
+                    thread.share[j][r]);
+    }
+  }
+
+  // h_1 of the 16 columns 16 i on of a slab.
+  DTAG_BOTH void first_layer(Thread& thread, const Place& at, int slab, int i) {
+    DTAG_UNROLLED
+    for (int a = 0; a < actions; ++a) {
+      DTAG_UNROLLED
+      for (int j = 0; j < 2; ++j) {
+        DTAG_UNROLLED
+        for (int r = 0; r < 2; ++r) {
+          DTAG_UNROLLED
+          for (int c = 0; c < 2; ++c) {
+            float& z = thread.share[j][r][c];
+            z = fmaf(thread.first[j][2 * a + c], thread.action[r][a], z);
+          }
+        }
+      }
+    }
+    DTAG_UNROLLED
+    for (int j = 0; j < 2; ++j) {
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r) {
-        float z[2];
-        load_shared(floats(At::share) + at.row(r) * At::share_stride + 8 * eight + 2 * at.pair(), z);
-        DTAG_UNROLLED
-        for (int a = 0; a < actions; ++a) {
-          z[0] = fmaf(w[2 * a], thread.action[r][a], z[0]);
-          z[1] = fmaf(w[2 * a + 1], thread.action[r][a], z[1]);
-        }
-        const uint32_t pair = positive_pair_of(z[0], z[1]);
-        thread.hidden[k % ring][2 * j + r] = pair;
+        const uint32_t pair = positive_pair_of(thread.share[j][r][0], thread.share[j][r][1]);
+        thread.hidden[i][2 * j + r] = pair;
         // Sixteen pairs to a word: of pair i the bits i and 16 + i.
-        const bool begins = k % 4 == 0 && j == 0 && r == 0;
+        const bool begins = i == 0 && j == 0 && r == 0;
         thread.passing = (begins ? 0 : thread.passing >> 1) | nonzero_halves(pair);
       }
     }
-    if (k % 4 == 3) passing_of(at, k / 4) = thread.passing;
+    if (i == ring - 1) passing_of(at, slab) = thread.passing;
   }
 
-  // Of a fragment's columns: q and what is multiplied next.
+  // -b_2 and w of a fragment's columns. They are made to wait for the q of the one before the one before: else
+  // the compiler reads all of them at once, and is short of registers.
+  DTAG_BOTH void fetch_top(Thread& thread, const Place& at, int k) const {
+    const int late = k < 2 ? 0 : thread.late;
+    DTAG_UNROLLED
+    for (int j = 0; j < 2; ++j)
+      load_shared(floats(At::top) + 4 * (4 * (2 * k + j) + at.pair()) + late, thread.top[k % 2][j]);
+  }
+
+  // Of a fragment's columns: q and what is multiplied next. The weights of the next one are read meanwhile.
   DTAG_BOTH void second_layer(Thread& thread, const Place& at, int k) {
+    if (k + 1 < fragments) fetch_top(thread, at, k + 1);
     DTAG_UNROLLED
     for (int j = 0; j < 2; ++j) {
       const int eight = 2 * k + j;
-      float top[4];
-      const int late = k < 2 ? 0 : thread.late[k % 2];
-      load_shared(floats(At::top) + 4 * (4 * eight + at.pair()) + late, top);
+      const float(&top)[4] = thread.top[k % 2][j];
       const uint32_t weights = pair_of(top[2], top[3]);
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r) {
@@ -237,9 +285,7 @@ class DenseNetwork : public DenseInput<actions, Group> {
         thread.q[r] = fmaf(-top[3], second, thread.q[r]);
       }
     }
-    // The weights of the fragment after the next are made to wait for q: else the compiler reads all of them
-    // at once, and is short of registers.
-    thread.late[k % 2] = is_signalling(thread.q[0] + thread.q[1]) ? 4 : 0;
+    thread.late = is_signalling(thread.q[0] + thread.q[1]) ? 4 : 0;
   }
 
   // Of eight columns of a quarter: the gradient.

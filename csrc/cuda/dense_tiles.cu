@@ -10,6 +10,7 @@ namespace {
 template <int actions, int heads>
 __global__ void __launch_bounds__(TileLayout::threads, 1) dense_kernel(const __grid_constant__ Job job) {
 #if DTAG_WGMMA
+  asm volatile("griddepcontrol.launch_dependents;");  // they wait for this kernel's end
   DeviceCluster<actions, heads> cluster(job);
   refine_tiles(cluster, job);
 #endif

@@ -31,18 +31,32 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   using typename Base::Place;
   using typename Base::Thread;
 
-  // To a starting point of each row.
-  DTAG_BOTH void set_out(int start) {
-    group_.each([&](Thread&, const Place& here) {
+  // A starting point of each row.
+  DTAG_BOTH void send_for(int tile, int start) {
+    tile_ = tile;
+    group_.each([&](Thread& thread, const Place& here) {
       const Place at = anew(here);
       const int64_t row = first_row() + at.row(at.own());
       const float* const from = job_.actions + (row * job_.starts + start) * critic_.action_dim;
+      DTAG_UNROLLED
+      for (int i = 0; i < 4; ++i) {
+        const int k = at.dimension() + i;
+        thread.initial[i] = row < job_.rows && k < critic_.action_dim ? from[k] : 0.0f;
+      }
+    });
+  }
+
+  // To it.
+  DTAG_BOTH void set_out() {
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
+      const int64_t row = first_row() + at.row(at.own());
       float point[4];
       DTAG_UNROLLED
       for (int i = 0; i < 4; ++i) {
         const int k = at.dimension() + i;
         const bool real = row < job_.rows && k < critic_.action_dim;
-        point[i] = real ? into_box(job_.settings.low[k], job_.settings.high[k], from[k]) : 0.0f;
+        point[i] = real ? into_box(job_.settings.low[k], job_.settings.high[k], thread.initial[i]) : 0.0f;
       }
       const float zeros[4] = {};
       store_shared(climbing(at, initial_point), point);
@@ -56,7 +70,8 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     group_.sync_warps();
   }
 
-  // The head's q at the actions and, if it climbs, its gradient; to the other block, if there is one.
+  // The head's q at the actions and, if it climbs, its gradient; to the other block, if there is one. What is
+  // sent goes to one of two places by turns: it is seen before the same place is sent to again.
   DTAG_BOTH void evaluate(bool climbs, int turn) {
     this->forward();
     if (climbs)
@@ -67,18 +82,19 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     if constexpr (heads == 2)
       group_.each([&](Thread& thread, const Place& here) {
         const Place at = anew(here);
-        const int to = turn * At::threads + at.thread;
-        store_shared(reinterpret_cast<float*>(group_.other() + At::sent) + 4 * to, thread.own);
-        reinterpret_cast<float*>(group_.other() + At::sent_values)[to] = thread.own_q;
+        const int to = turn % 2 * At::threads + at.thread;
+        group_.give(turn, At::sent + 16 * to, thread.own);
+        group_.give(turn, At::sent_values + 4 * to, thread.own_q);
       });
   }
 
   // See what the heads make of the actions and, if so, take a step.
   DTAG_BOTH void climb(int step, bool climbs, int turn) {
     const Settings& settings = job_.settings;
+    if constexpr (heads == 2) group_.receive(turn);
     group_.each([&](Thread& thread, const Place& here) {
       const Place at = anew(here);
-      see(thread, at, step, turn);
+      see(thread, at, step, turn % 2);
       if (!climbs || settings.gradient != Gradient::unit) return;
       thread.length = 0.0f;
       DTAG_UNROLLED
@@ -162,8 +178,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
   }
 
   // Mark the rows that failed, or all.
-  DTAG_BOTH void mark(int tile, bool all) {
-    tile_ = tile;
+  DTAG_BOTH void mark(bool all) {
     group_.each([&](Thread& thread, const Place& at) {
       thread.length = all || notes().failed[at.thread] ? 1.0f : 0.0f;
     });
@@ -201,7 +216,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     const int t = at.thread;
     float q[heads], gradient[heads][4];
     DTAG_UNROLLED
-    for (int e = 0; e < heads; ++e) q[e] = critic_.output_bias[e];
+    for (int e = 0; e < heads; ++e) q[e] = of.output_bias[e];
     if constexpr (heads == 2) {
       float other[4];
       load_shared(floats(At::sent) + 4 * (turn * At::threads + t), other);
@@ -246,6 +261,12 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     const Rates rates(job_.settings, step);
     float first[4], second[4];
     load_shared(action_of(at.row(at.own())) + at.dimension(), thread.proposal);
+    // At once, and not by dimensions.
+    if (job_.settings.optimizer == Optimizer::sgd) {
+      DTAG_UNROLLED
+      for (int i = 0; i < 4; ++i) thread.proposal[i] += rates.scale * thread.total[i];
+      return;
+    }
     load_shared(climbing(at, first_moment), first);
     load_shared(climbing(at, second_moment), second);
     DTAG_UNROLLED
@@ -276,29 +297,32 @@ class DenseTiles : public DenseNetwork<actions, Group> {
 // What a cluster does: takes tile after tile.
 //   index(), count()   of clusters
 //   blocks(f)          f(tiles) by the block of each head
-//   meet()             what was written before, also to each other's memory, is seen after
+//   meet()             wait until all are there that will be sent to
 template <typename Cluster>
 DTAG_BOTH void refine_tiles(Cluster& cluster, const Job& job) {
   const bool finite = *job.critic.finite != 0;
   const int tiles = static_cast<int>((job.rows + TileLayout::rows - 1) / TileLayout::rows);
-  if (finite) cluster.blocks([](auto& block) DTAG_INLINED { block.start(); });
+  cluster.blocks([](auto& block) DTAG_INLINED { block.start(); });
+  cluster.meet();
+  int turn = 0;
   for (int tile = cluster.index(); tile < tiles; tile += cluster.count()) {
+    cluster.blocks([&](auto& block) DTAG_INLINED {
+      block.send_for(tile, 0);
+      block.take(tile == cluster.index());
+    });
     for (int start = 0; finite && start < job.starts; ++start) {
       cluster.blocks([&](auto& block) DTAG_INLINED {
-        if (start == 0) block.take(tile, tile == cluster.index());
-        block.set_out(start);
+        if (start > 0) block.send_for(tile, start);
+        block.set_out();
       });
-      // What is sent goes to one of two places, so that one wait a step is enough; here it may be the same.
-      cluster.meet();
-      for (int step = 0; step <= job.settings.steps; ++step) {
+      for (int step = 0; step <= job.settings.steps; ++step, ++turn) {
         const bool climbs = step < job.settings.steps;
-        cluster.blocks([&](auto& block) DTAG_INLINED { block.evaluate(climbs, step % 2); });
-        cluster.meet();
-        cluster.blocks([&](auto& block) DTAG_INLINED { block.climb(step, climbs, step % 2); });
+        cluster.blocks([&](auto& block) DTAG_INLINED { block.evaluate(climbs, turn); });
+        cluster.blocks([&](auto& block) DTAG_INLINED { block.climb(step, climbs, turn); });
       }
       cluster.blocks([&](auto& block) DTAG_INLINED { block.compete(start); });
     }
-    cluster.blocks([&](auto& block) DTAG_INLINED { block.mark(tile, !finite); });
+    cluster.blocks([&](auto& block) DTAG_INLINED { block.mark(!finite); });
   }
 }
 

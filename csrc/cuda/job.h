@@ -102,6 +102,10 @@ struct PackedCritic {
   const void* halves = nullptr;                // [E, P / columns, P / 64, 2, columns, 64], swizzled: W_2 by units
   const void* terms = nullptr;                 // [E, P / 16, slots, 8, 4, 2, 2, 2], W_1a
   const float* unscale = nullptr;              // [E, slots * 8]
+  // Of what dense tiles take (dense_kernel.h): a head's parts of a block's shared memory, as they lie there.
+  const void* tile_weights = nullptr;          // [E, 4, 256, 64], bfloat16, swizzled
+  const float* tile_numbers = nullptr;         // [E, top and first]
+  const float* tile_observation = nullptr;     // [E, S by fours, 256], W_1s^T
   const float* second_bias = nullptr;          // [E, P]; null with one layer
   const float* output = nullptr;               // [E, P]
   const float* output_bias = nullptr;          // [E]

@@ -59,7 +59,7 @@ struct Plan {
     config.numAttrs = 1;
   }
 
-  // To begin before the kernel that was launched before it has ended.
+  // To begin before the kernel that was launched before it has ended (wait_for_kernel_before).
   void begin_early() {
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -206,7 +206,7 @@ cudaError_t launch_walk(const Job& job, Kind kind, int device, cudaStream_t stre
   plan.config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(job.rows, occupancy.teams)) *
                           static_cast<unsigned>(kernel.blocks);
   plan.config.stream = stream;
-  if (job.maps != nullptr) plan.begin_early();
+  if (job.maps != nullptr || job.marked) plan.begin_early();
   Job copy = job;
   copy.shared = plan.shared;
   void* arguments[] = {&copy};

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.refinement.backends import FastCall
+from dtag_fast.refinement.cuda_layouts import TILE_UNITS, for_dense_tiles, padded
 from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
 from dtag_fast.refinement.plain_call import plain_call
@@ -144,22 +144,32 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         "mean": critic.normalizer.mean.detach().clone(),
         "std": critic.normalizer.std.detach().clone(),
         "observation_weights": by_groups(
-            _padded(of_observation.mT, -(-size // 4) * 4, width), group
+            padded(of_observation.mT, -(-size // 4) * 4, width), group
         ),
-        "action_weights": by_groups(_padded(of_action.mT, actions, width), group),
-        "first_bias": _padded(biases[0], width),
-        "output": _padded(weights[-1].squeeze(1), width),
+        "action_weights": by_groups(padded(of_action.mT, actions, width), group),
+        "first_bias": padded(biases[0], width),
+        "output": padded(weights[-1].squeeze(1), width),
         "output_bias": biases[-1].squeeze(1).clone(),
     }
     if len(critic.hidden) == 2:
         between = weights[1].to(torch.bfloat16) if precision == "bf16" else weights[1]
         weights[1] = between
-        tensors["weight"] = _padded(between, critic.hidden[1], width)
-        tensors["transposed"] = _padded(between.mT, width, width)
+        tensors["weight"] = padded(between, critic.hidden[1], width)
+        tensors["transposed"] = padded(between.mT, width, width)
         tensors["sliced"] = by_groups(tensors["transposed"], WARP)  # for clusters
-        tensors["second_bias"] = _padded(biases[1], width)
+        tensors["second_bias"] = padded(biases[1], width)
     if len(critic.hidden) == 2 and precision == "tf32x3":
         tensors |= _for_tensor_cores(of_action, weights[1], actions, width)
+    slope = critic.negative_slope if critic.activation == "leaky_relu" else 0.0
+    if (
+        len(critic.hidden) == 2
+        and precision == "bf16"
+        and slope == 0.0
+        and critic.heads <= 2
+        and critic.action_dim <= 8
+        and width <= TILE_UNITS
+    ):
+        tensors |= for_dense_tiles(of_observation, of_action, weights[1], biases[1], weights[2])
     finite = torch.stack([tensor.isfinite().all() for tensor in (*weights, *biases)]).all()
     tensors["finite"] = finite.to(torch.int32).reshape(1)
     device = weights[0].device
@@ -168,7 +178,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         action_dim=critic.action_dim,
         heads=critic.heads,
         hidden=critic.hidden,
-        negative_slope=critic.negative_slope if critic.activation == "leaky_relu" else 0.0,
+        negative_slope=slope,
         precision=precision,
         addresses={name: tensor.data_ptr() for name, tensor in tensors.items()},
     )
@@ -194,8 +204,8 @@ def _for_tensor_cores(
         return torch.stack([large, (scaled - large).half()], -1), scale
 
     device, heads, slots = between.device, len(between), -(-(1 + actions) // 8)
-    terms, of_terms = split(_padded(of_action, width, actions), (1,))
-    halves, of_halves = split(_padded(between, width, width), (1, 2))
+    terms, of_terms = split(padded(of_action, width, actions), (1,))
+    halves, of_halves = split(padded(between, width, width), (1, 2))
     columns = torch.zeros(heads, width, slots * 8, 2, dtype=torch.half, device=device)
     columns[:, :, 1 : 1 + actions] = terms  # column 0 is z_1, which the kernel knows
     unscale = torch.ones(heads, slots * 8, device=device)
@@ -349,14 +359,6 @@ def native_options(options: RefineOptions, action_dim: int) -> _cuda.Options:
 def _load() -> ModuleType:
     """The CUDA extension; only now, because most installations do without it."""
     return importlib.import_module("dtag_fast._cuda")
-
-
-def _padded(tensor: Tensor, *sizes: int) -> Tensor:
-    """A contiguous copy, its last dimensions filled up to these sizes with zeros."""
-    padding: list[int] = []
-    for size, wanted in zip(reversed(tensor.shape), reversed(sizes), strict=False):
-        padding += [0, wanted - size]
-    return F.pad(tensor, padding).contiguous().clone()
 
 
 def _address(name: str, array: Tensor, shape: tuple[int, ...], device: torch.device) -> int:

@@ -35,7 +35,27 @@ class HostWarpgroup {
   }
 
   char* memory() const { return memory_; }
-  char* other() const { return other_; }
+  // The device would wait forever for bytes that do not come, and copies by sixteen.
+  void expect(int batch, int bytes) { missing_[batch] += bytes; }
+  void copy(int batch, int byte, const void* from, int bytes) {
+    if (byte % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
+      throw std::logic_error("a copy that is not aligned");
+    std::memcpy(memory_ + byte, from, bytes);
+    missing_[batch] -= bytes;
+  }
+  void arrived(int batch) const {
+    if (missing_[batch] != 0) throw std::logic_error("other bytes than were expected");
+  }
+  template <typename Numbers>
+  void give(int, int byte, const Numbers& numbers) {
+    if (byte % sizeof(numbers) != 0) throw std::logic_error("a number that is not aligned");
+    std::memcpy(other_ + byte, &numbers, sizeof(numbers));
+    given_ += sizeof(numbers);
+  }
+  void receive(int) {
+    if (given_ != TileLayout::sent_bytes) throw std::logic_error("other bytes than were expected");
+    given_ = 0;
+  }
   uint32_t address() const { return first_address; }
 
   template <typename F>
@@ -58,6 +78,7 @@ class HostWarpgroup {
   }
 
   void fence() const {}
+  void fence_memory() const {}
   template <typename F>
   void know(F) const {}
 
@@ -135,6 +156,7 @@ class HostWarpgroup {
     return word;
   }
 
+  int missing_[2] = {}, given_ = 0;
   char* memory_;
   char* other_;
   Turns* turns_;

@@ -19,7 +19,7 @@ template <int actions>
 struct TileThread {
   float sums[2][64];  // of z_2, halves of the columns: of every eight two, of two rows
   float back[3][32];  // of g_2 W_2, quarters of the columns; the last takes the first one's place
-  float share[2][2][2], first[2][2 * actions];  // of a fragment's z_1, and its W_1a
+  float share[2][2][2][2], first[2][2][2 * actions];  // of a fragment's z_1 and the next, and their W_1a
   float top[2][2][4];  // -b_2 and w of a fragment and the next
   int late;             // see fetch_top
   uint32_t hidden[ring][4];       // h_1

@@ -158,9 +158,9 @@ class DenseNetwork : public DenseInput<actions, Group> {
     DTAG_UNROLLED
     for (int i = 0; i < ring; ++i) {
       group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
-        first_layer(thread, at, slab, i);
         // After the last for nothing.
         fetch_first(thread, at, i + 1 < ring ? slab : (slab + 1) % (fragments / ring), (i + 1) % ring);
+        first_layer(thread, at, slab, i);
       });
       group_.fence_memory();
       multiply_hidden(0, slab, i, !begins || i > 0);
@@ -220,11 +220,11 @@ class DenseNetwork : public DenseInput<actions, Group> {
     DTAG_UNROLLED
     for (int j = 0; j < 2; ++j) {
       const int eight = 2 * (ring * slab + i) + j;
-      load_first(at, eight, thread.first[j]);
+      load_first(at, eight, thread.first[i % 2][j]);
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r)
         load_shared(floats(At::share) + at.row(r) * At::share_stride + 8 * eight + 2 * at.pair(),
-                    thread.share[j][r]);
+                    thread.share[i % 2][j][r]);
     }
   }
 
@@ -238,8 +238,8 @@ class DenseNetwork : public DenseInput<actions, Group> {
         for (int r = 0; r < 2; ++r) {
           DTAG_UNROLLED
           for (int c = 0; c < 2; ++c) {
-            float& z = thread.share[j][r][c];
-            z = fmaf(thread.first[j][2 * a + c], thread.action[r][a], z);
+            float& z = thread.share[i % 2][j][r][c];
+            z = fmaf(thread.first[i % 2][j][2 * a + c], thread.action[r][a], z);
           }
         }
       }
@@ -248,7 +248,7 @@ class DenseNetwork : public DenseInput<actions, Group> {
     for (int j = 0; j < 2; ++j) {
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r) {
-        const uint32_t pair = positive_pair_of(thread.share[j][r][0], thread.share[j][r][1]);
+        const uint32_t pair = positive_pair_of(thread.share[i % 2][j][r][0], thread.share[i % 2][j][r][1]);
         thread.hidden[i][2 * j + r] = pair;
         // Sixteen pairs to a word: of pair i the bits i and 16 + i.
         const bool begins = i == 0 && j == 0 && r == 0;

@@ -14,7 +14,7 @@
 #include "../python_words.h"
 #include "dense_kernel.h"
 #include "launch.h"
-#include "maps.h"
+#include "maps_layout.h"
 
 namespace py = pybind11;
 

@@ -135,8 +135,8 @@ Plan plan_for(const PackedCritic& critic, const Kernel& kernel, int device, Occu
 #if DTAG_HAS_WGMMA
 
 Plan plan_of_tiles(const PackedCritic& critic) {
-  return {Kernel{dense_kernel(critic), critic.heads}, {critic, units_per_thread(critic.layout.actions), false, false},
-          TileLayout::threads,
+  const SharedLayout unused(critic, units_per_thread(critic.layout.actions), false, false);
+  return {Kernel{dense_kernel(critic), critic.heads}, unused, TileLayout::threads,
           static_cast<size_t>(TileLayout::bytes(tile_actions(critic.layout.actions)))};
 }
 

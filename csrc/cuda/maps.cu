@@ -36,14 +36,16 @@ class DeviceGroup {
 
   template <typename F>
   __device__ __forceinline__ void warps(F f) {
-    DeviceMapWarp<MapLane<columns, units>> warp{lane_, static_cast<int>(threadIdx.x / warp_size % warps_of_group)};
+    const auto index = static_cast<int>(threadIdx.x / warp_size % warps_of_group);
+    DeviceMapWarp<MapLane<columns, units>> warp{lane_, index};
     f(warp);
   }
 
   template <typename A>
   __device__ __forceinline__ void multiply(A a_of, int byte) {
     constexpr int eight_columns = 8 * 128;
-    wgmma<columns>(lane_.d, a_of(lane_), wgmma_tile(bytes_ + static_cast<uint32_t>(byte), eight_columns), true);
+    const uint64_t tile = wgmma_tile(bytes_ + static_cast<uint32_t>(byte), eight_columns);
+    wgmma<columns>(lane_.d, a_of(lane_), tile, true);
   }
   __device__ __forceinline__ void fence() const { wgmma_fence(); }
   __device__ __forceinline__ void commit() const { wgmma_commit(); }
@@ -51,10 +53,24 @@ class DeviceGroup {
   __device__ __forceinline__ void wait() const {
     wgmma_wait<pending>();
   }
+  __device__ __forceinline__ void take_turn() {
+    if (!takes_turns) return;
+    if (took_turn_ || index() > 0) asm volatile("bar.sync %0, 256;" ::"r"(1 + index()) : "memory");
+    took_turn_ = true;
+  }
+  __device__ __forceinline__ void pass_turn(bool last) const {
+    if (!takes_turns) return;
+    const int groups = blockDim.x / (warp_size * warps_of_group);
+    const int next = index() + 1 < groups ? index() + 1 : 0;
+    if (next > 0 || !last) asm volatile("bar.arrive %0, 256;" ::"r"(1 + next) : "memory");
+  }
 
  private:
   unsigned char* shared_;
   uint32_t bytes_;  // where that is
+  // Of wide layers there are no registers for it.
+  static constexpr bool takes_turns = units * warp_size <= 256;
+  bool took_turn_ = false;
   MapLane<columns, units> lane_;
 };
 

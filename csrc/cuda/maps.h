@@ -15,94 +15,12 @@
 
 #include "half.h"
 #include "job.h"
+#include "maps_layout.h"
 #include "memory.h"
 #include "step.h"
 #include "wgmma.cuh"
 
 namespace dtag::cuda {
-
-constexpr int slots_of_tile = 8;
-constexpr int warps_of_group = 4;
-constexpr int most_groups = 3;  // warpgroups of a block
-constexpr int depth = 16;       // coefficients that are multiplied at a time
-constexpr int slab = 64;        // of them, whose weights lie together
-
-// Slots of a row.
-DTAG_BOTH constexpr int slots_of_row(int actions) { return (1 + actions + 7) / 8; }
-// Units of a block, whose weights take up to 128 KB.
-DTAG_BOTH constexpr int columns_of_maps(int width) { return width <= 256 && width % 128 == 0 ? 128 : 64; }
-
-// Of a job whose slots an int counts.
-DTAG_BOTH int tiles_of(const Job& job) {
-  const int slots = static_cast<int>(job.rows) * slots_of_row(job.critic.layout.actions);
-  return (slots + slots_of_tile - 1) / slots_of_tile;
-}
-
-// The shared memory of a block, by offsets in bytes.
-struct MapsLayout {
-  static constexpr int most_inputs = 2 * warp_size;  // that a warp has at a time of a row
-  // Bytes of a turn, of 16 units: those of values so that lanes that write some do not meet.
-  static constexpr int values_of_turn = 64 + 16, masks_of_turn = 32;
-
-  int slots;    // of a row
-  int weights;  // [P / 64, 2, columns, 64] half floats, swizzled: W_2, its large parts and its small ones
-  int terms;    // [P / 16, slots, 8, 4, 4] pairs of half floats: W_1a; PackedCritic
-  int bias;     // [columns], b_2
-  int first;    // [P], b_1; [P / 64, S by fours, 64], W_1s^T; and [P / 64, actions, 64], W_1a^T
-  bool keeps_first;  // or that is read where it is, for want of room
-  int warps;    // what every warp has
-  int values;   // there [2, P / 16, 4, 4 and 4 more] pairs of half floats: z_1 of its two slots, as in terms
-  int masks;    // there [2, P / 16, 4, 2] pairs of 16 bits: which units pass
-  int values_of_slot, masks_of_slot;
-  int inputs;   // there [2, most_inputs] floats: of the observation, and the action from 32 on
-  int bytes_of_warp;
-  int barriers;  // two, 8 bytes each
-  int bytes;    // of all
-
-  MapsLayout(const PackedCritic& critic, int groups, bool keeps_first) : keeps_first(keeps_first) {
-    const int width = critic.layout.width, columns = columns_of_maps(width);
-    slots = slots_of_row(critic.layout.actions);
-    weights = 0;
-    terms = weights + 4 * width * columns;
-    bias = terms + width / depth * slots * 8 * 64;
-    first = bias + 4 * columns;
-    warps = first + (keeps_first ? 4 * width * (1 + observation_rows(critic) + critic.layout.actions) : 0);
-    values_of_slot = width / depth * values_of_turn;
-    masks_of_slot = width / depth * masks_of_turn;
-    values = 0;
-    masks = values + 2 * values_of_slot;
-    // After the last turn one more is read, for nothing.
-    inputs = masks + 2 * masks_of_slot + masks_of_turn;
-    bytes_of_warp = inputs + 2 * most_inputs * 4;
-    barriers = warps + groups * warps_of_group * bytes_of_warp;
-    bytes = barriers + 16;
-  }
-
-  // Of as many groups as there is room for, up to so many.
-  static MapsLayout within(int most_bytes, const PackedCritic& critic, int* groups) {
-    for (;; --*groups)
-      for (const bool keeps_first : {true, false}) {
-        const MapsLayout layout(critic, *groups, keeps_first);
-        if (layout.bytes <= most_bytes || (*groups == 1 && !keeps_first)) return layout;
-      }
-  }
-};
-
-// What a thread holds. units: for whose z_1 there is room.
-template <int columns, int units>
-struct MapLane {
-  float z[2][units];    // of the rows of the warp's slots
-  float raw[2], action[2];  // an input of each, of the next tile
-  float mean, std, low, high;  // of those inputs
-  // Of each slot the row, the lane's column, where its coefficients are, how far from turn to turn, and what
-  // sums are to be multiplied by.
-  int row[2], column[2], values[2], step[2];
-  int next[2], next_masks;  // where the next turn's are
-  int fetched[2][4], fetched_masks[2][2];  // of it
-  float unscale[2];
-  uint32_t a[2][2][4];   // coefficients of two turns, their large and their small parts
-  float d[columns / 2];  // sums
-};
 
 // Maps by a warpgroup, one of a block's, whose shared memory has W_2 for `columns` units of a head.
 //   shared(), index()        the block's shared memory; which of its groups it is
@@ -111,6 +29,8 @@ struct MapLane {
 //                            warp.largest(g): of g(lane), to all
 //   multiply(a, byte)        to every lane's d the product of a(lane) and the weights from `byte` on, as wgmma()
 //   fence(), commit(), wait<pending>()
+//   take_turn()              wait for the group before to have passed its turn: the first after the last
+//   pass_turn(last)          last: of the group's
 template <int columns, int units, typename Group>
 class MapBuilder {
  public:
@@ -178,6 +98,9 @@ class MapBuilder {
     });
   }
 
+  DTAG_BOTH void take_turn() { group_.take_turn(); }
+  DTAG_BOTH void pass_turn(bool last) const { group_.pass_turn(last); }
+
   // Their product with the weights.
   DTAG_BOTH void multiply() {
     const float slope = critic_.negative_slope;
@@ -201,14 +124,16 @@ class MapBuilder {
         for (int s = 0; s < 2; ++s) {
           if (lane.row[s] >= job_.rows || lane.column[s] >= of_map) continue;
           // A lane has four neighbouring units of each sixteen (refinement/cuda.py has them in that order).
-          float* const map = maps_of(lane.row[s]) + first_unit_ * of_map + lane.column[s] * units_together + index % 4 * 4;
+          float* const map = maps_of(lane.row[s]) + first_unit_ * of_map +
+                             lane.column[s] * units_together + index % 4 * 4;
           const float* const bias = in_shared<float>(at_.bias) + index % 4 * 4;
           DTAG_UNROLLED
           for (int i = 0; i < columns / units_together; ++i) {
             float sum[4] = {};
             if (lane.column[s] == 0) load_four(bias + i * units_together, sum);
             DTAG_UNROLLED
-            for (int k = 0; k < 4; ++k) sum[k] = fmaf(lane.d[8 * i + k / 2 * 4 + 2 * s + k % 2], lane.unscale[s], sum[k]);
+            for (int k = 0; k < 4; ++k)
+              sum[k] = fmaf(lane.d[8 * i + k / 2 * 4 + 2 * s + k % 2], lane.unscale[s], sum[k]);
             store_four(map + i * of_map * units_together, sum);
           }
         }
@@ -286,12 +211,15 @@ class MapBuilder {
         DTAG_UNROLLED
         for (int s = 0; s < 2; ++s) {
           float* const to = inputs + s * MapsLayout::most_inputs + index;
-          if (first == 0) to[0] = (lane.raw[s] - lane.mean) / lane.std, to[warp_size] = into_box(lane.low, lane.high, lane.action[s]);
-          const int i = first + index;
-          if (first > 0)
-            to[0] = i < critic_.observation_dim
-                        ? (job_.observations[there(lane.row[s]) * critic_.observation_dim + i] - critic_.mean[i]) / critic_.std[i]
-                        : 0.0f;
+          if (first == 0) {
+            to[0] = (lane.raw[s] - lane.mean) / lane.std;
+            to[warp_size] = into_box(lane.low, lane.high, lane.action[s]);
+            continue;
+          }
+          const int size = critic_.observation_dim, i = first + index;
+          to[0] = 0.0f;
+          if (i < size)
+            to[0] = (job_.observations[there(lane.row[s]) * size + i] - critic_.mean[i]) / critic_.std[i];
         }
       });
       warp.sync();
@@ -306,11 +234,13 @@ class MapBuilder {
         DTAG_UNROLLED
         for (int u = 0; u < units; u += 4) {
           const float four[4] = {lane.z[s][u], lane.z[s][u + 1], lane.z[s][u + 2], lane.z[s][u + 3]};
-          if (unit_of(index, u) < width()) store_four(shares_of(lane.row[s]) + first_unit_ + unit_of(index, u), four);
+          if (unit_of(index, u) < width())
+            store_four(shares_of(lane.row[s]) + first_unit_ + unit_of(index, u), four);
         }
       }
       const int actions = critic_.layout.actions;
-      add_inputs(lane, index, first_layer(critic_.action_weights, actions, 1 + rows), actions, 0, inputs + warp_size);
+      add_inputs(lane, index, first_layer(critic_.action_weights, actions, 1 + rows), actions, 0,
+                 inputs + warp_size);
     });
   }
 
@@ -458,7 +388,8 @@ template <int columns, typename Block>
 DTAG_BOTH void build_maps(Block& block, const Job& job, const MapsLayout& at) {
   const PackedCritic& critic = job.critic;
   const int width = critic.layout.width, slabs = width / slab, head = block.kind() * columns / width;
-  const auto* const weights = static_cast<const uint16_t*>(critic.halves) + block.kind() * columns * width * 2;
+  const auto* const weights =
+      static_cast<const uint16_t*>(critic.halves) + block.kind() * columns * width * 2;
   const auto* const terms = static_cast<const uint16_t*>(critic.terms) + head * (at.bias - at.terms) / 2;
   block.expect(at.warps - at.terms, at.terms - at.weights);
   block.copy(0, at.terms, terms, at.bias - at.terms);
@@ -473,7 +404,8 @@ DTAG_BOTH void build_maps(Block& block, const Job& job, const MapsLayout& at) {
     copy_rows(1 + rows, critic.action_weights, actions);
   }
   for (int i = 0; i < slabs; ++i) {
-    const int part = (i + block.index()) % slabs, bytes = 4 * columns * slab;  // not all blocks the same at once
+    const int part = (i + block.index()) % slabs;  // not all blocks the same at once
+    const int bytes = 4 * columns * slab;
     block.copy(1, at.weights + part * bytes, weights + part * bytes / 2, bytes);
   }
   const int tiles = tiles_of(job), stride = block.count() * block.groups_of();
@@ -490,10 +422,13 @@ DTAG_BOTH void build_maps(Block& block, const Job& job, const MapsLayout& at) {
     });
     if (first == block.index()) block.wait(1);
     block.groups([&](auto& builder, int group) DTAG_INLINED {
-      if (tile_of(first, group) >= tiles) return;
-      builder.send_for(tile_of(first + stride, group));
-      builder.multiply();
-      builder.give();
+      const bool there = tile_of(first, group) < tiles;
+      if (there) builder.send_for(tile_of(first + stride, group));
+      // One after the other: else all are at it at a time, and then none is.
+      builder.take_turn();
+      if (there) builder.multiply();
+      builder.pass_turn(first + stride >= tiles);
+      if (there) builder.give();
     });
   }
 }

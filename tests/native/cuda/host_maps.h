@@ -58,6 +58,8 @@ class HostGroup {
     last_.push_back([this, a_of, byte] { product(a_of, byte); });
   }
   void fence() const {}
+  void take_turn() const {}
+  void pass_turn(bool) const {}
   void commit() {
     groups_.push_back(last_);
     last_.clear();

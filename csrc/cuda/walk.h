@@ -25,8 +25,8 @@ class Walk : public Following<actions, Precision, Team> {
   using Base = Following<actions, Precision, Team>;
   using Base::Base;
 
-  // Take a row, after which `next` will be taken: its observation's share of z_1. If its first map is to be built apart, by a cluster,
-  // list the rows of W_2^T that it is made of: be ready for add_part().
+  // Take a row, after which `next` will be taken: its observation's share of z_1. If its first map is to
+  // be built apart, by a cluster, list the rows of W_2^T that it is made of: be ready for add_part().
   DTAG_BOTH void take(int64_t row, int64_t next, bool apart, int part) {
     const bool first = row_ < 0;
     // Of given maps the last ones first: of many these are near yet.

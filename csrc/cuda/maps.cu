@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "maps.h"
+#include "maps_block.h"
 #include "maps_kernel.h"
 
 namespace dtag::cuda {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "job.h"
-#include "maps.h"
+#include "maps_block.h"
 
 namespace dtag::cuda {
 

@@ -42,11 +42,7 @@ class DenseNetwork : public DenseInput<actions, Group> {
 
   // From them the rows' q alone, a thread's part of it.
   DTAG_BOTH void evaluate_q() {
-    group_.forget();
-    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
-      clear(thread);
-      fetch_top(thread, at, 0);
-    });
+    begin_second_layer();
     DTAG_UNROLLED
     for (int k = 0; k < fragments; ++k) {
       group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, k); });
@@ -56,11 +52,7 @@ class DenseNetwork : public DenseInput<actions, Group> {
   // And the gradient, by quarters of the columns of W_2: the next one's sums are made meanwhile.
   DTAG_BOTH void evaluate_gradient() {
     constexpr int half = fragments / 2;
-    group_.forget();
-    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
-      clear(thread);
-      fetch_top(thread, at, 0);
-    });
+    begin_second_layer();
     DTAG_UNROLLED
     for (int k = 0; k < fragments; ++k) {
       group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at, k); });
@@ -142,12 +134,6 @@ class DenseNetwork : public DenseInput<actions, Group> {
   }
 
  private:
-  DTAG_BOTH static void load_two(const float* from, float* into) {
-    float two[2];
-    load_shared(from, two);
-    into[0] = two[0], into[1] = two[1];
-  }
-
   DTAG_BOTH uint32_t& passing_of(const Place& at, int quarter) const {
     return reinterpret_cast<uint32_t*>(group_.memory() + At::passing)[quarter * At::threads + at.thread];
   }
@@ -198,6 +184,14 @@ class DenseNetwork : public DenseInput<actions, Group> {
     group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
       DTAG_UNROLLED
       for (int i = 0; i < 8; ++i) back(thread, at, quarter, i);
+    });
+  }
+
+  DTAG_BOTH void begin_second_layer() {
+    group_.forget();
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      clear(thread);
+      fetch_top(thread, at, 0);
     });
   }
 

@@ -56,9 +56,11 @@ DTAG_BOTH void load_four(const Number* from, Number* into) {
   for (int i = 0; i < 4; ++i) into[i] = from[i];
 #endif
 }
-DTAG_BOTH void load_two(const int* from, int (&into)[2]) {
+template <typename Number>
+DTAG_BOTH void load_two(const Number* from, Number* into) {
 #ifdef __CUDA_ARCH__
-  const int2 v = *reinterpret_cast<const int2*>(from);
+  using Two = std::conditional_t<std::is_same_v<Number, float>, float2, int2>;
+  const Two v = *reinterpret_cast<const Two*>(from);
   into[0] = v.x, into[1] = v.y;
 #else
   into[0] = from[0], into[1] = from[1];
@@ -73,12 +75,7 @@ DTAG_BOTH void load_shared(const float* from, float (&into)[count], int far = 4)
     if constexpr (count % 4 == 0) {
       load_four(from + i / 4 * far, into + i);
     } else {
-#ifdef __CUDA_ARCH__
-      const float2 v = *reinterpret_cast<const float2*>(from + i);
-      into[i] = v.x, into[i + 1] = v.y;
-#else
-      into[i] = from[i], into[i + 1] = from[i + 1];
-#endif
+      load_two(from + i, into + i);
     }
   }
 }

@@ -5,27 +5,18 @@
 #include <cmath>
 #include <cstring>
 
+#include "half.h"
 #include "job.h"
 
 namespace dtag::cuda {
 
-DTAG_BOTH uint32_t word_of(float x) {
-#ifdef __CUDA_ARCH__
-  return __float_as_uint(x);
-#else
-  uint32_t word;
-  std::memcpy(&word, &x, sizeof(word));
-  return word;
-#endif
-}
-
 // Of what was added up it never is; but the compiler does not know, and has to have the number by then.
-DTAG_BOTH bool is_signalling(float x) { return word_of(x) == 0x7fa00000u; }
+DTAG_BOTH bool is_signalling(float x) { return bits_of_float(x) == 0x7fa00000u; }
 
 #ifndef __CUDACC__
 // Rounded to nearest, even on a tie; a NaN is 0x7fff.
 inline uint32_t bfloat16_of(float x) {
-  const uint32_t word = word_of(x);
+  const uint32_t word = bits_of_float(x);
   return x != x ? 0x7fffu : (word + 0x7fff + (word >> 16 & 1)) >> 16;
 }
 #endif
@@ -61,10 +52,10 @@ DTAG_BOTH uint32_t nonzero_halves(uint32_t pair) { return (pair + 0x7fff7fffu) &
 DTAG_BOTH uint32_t negative_halves(float first, float second) {
 #ifdef __CUDA_ARCH__
   uint32_t halves;  // of each number its highest byte's sign, two bytes of it
-  asm("prmt.b32 %0, %1, %2, 0xffbb;" : "=r"(halves) : "r"(word_of(first)), "r"(word_of(second)));
+  asm("prmt.b32 %0, %1, %2, 0xffbb;" : "=r"(halves) : "r"(bits_of_float(first)), "r"(bits_of_float(second)));
   return halves;
 #else
-  return (word_of(first) >> 31) * 0xffffu | (word_of(second) >> 31) * 0xffff0000u;
+  return (bits_of_float(first) >> 31) * 0xffffu | (bits_of_float(second) >> 31) * 0xffff0000u;
 #endif
 }
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
 from dtag_fast.refinement.backends import FastCall
-from dtag_fast.refinement.cuda_layouts import TILE_UNITS, for_dense_tiles, padded
+from dtag_fast.refinement.cuda_layouts import TILE_UNITS, for_dense_tiles, for_maps, padded
 from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
 from dtag_fast.refinement.plain_call import plain_call
@@ -159,7 +159,8 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         tensors["sliced"] = by_groups(tensors["transposed"], WARP)  # for clusters
         tensors["second_bias"] = padded(biases[1], width)
     if len(critic.hidden) == 2 and precision == "tf32x3":
-        tensors |= _for_tensor_cores(of_action, weights[1], actions, width)
+        block = module.columns_of_maps(width)
+        tensors |= for_maps(of_action, weights[1], actions, width, block)
     slope = critic.negative_slope if critic.activation == "leaky_relu" else 0.0
     if (
         len(critic.hidden) == 2
@@ -185,46 +186,6 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     if device.type == "cuda":
         module.prepare(native, device.index)
     return Packed(native, tensors, size, critic.action_dim, device)
-
-
-def _for_tensor_cores(
-    of_action: Tensor, between: Tensor, actions: int, width: int
-) -> dict[str, Tensor]:
-    """What csrc/cuda/maps.h multiplies of W_1a [E, H_1, A] and W_2 [E, H_2, H_1].
-
-    Every number is split in two half floats, with ten bits of mantissa each as tf32 has, scaled by
-    a power of two so that the largest is some 2^14.
-    """
-
-    def split(numbers: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        _, exponent = torch.frexp(numbers.abs().amax(dims, keepdim=True))
-        scale = ((127 + (15 - exponent).clamp(-100, 100)) << 23).view(torch.float32)
-        scaled = numbers * scale
-        large = scaled.half()
-        return torch.stack([large, (scaled - large).half()], -1), scale
-
-    device, heads, slots = between.device, len(between), -(-(1 + actions) // 8)
-    terms, of_terms = split(padded(of_action, width, actions), (1,))
-    halves, of_halves = split(padded(between, width, width), (1, 2))
-    columns = torch.zeros(heads, width, slots * 8, 2, dtype=torch.half, device=device)
-    columns[:, :, 1 : 1 + actions] = terms  # column 0 is z_1, which the kernel knows
-    unscale = torch.ones(heads, slots * 8, device=device)
-    unscale[:, 1 : 1 + actions] = 1 / of_terms[:, 0]
-    # [E, k-steps of 16: half, quad, pair; slot, column, part], to the order in which threads take.
-    steps = columns.reshape(heads, width // 16, 2, 4, 2, slots, 8, 2)
-    # Units so that the four that a lane gets sums of, of every sixteen, are neighbours: 0, 1, 4, 5,
-    # 8, 9, 12, 13, 2, 3, 6, 7, ... Then blocks of them, which copy theirs as they lie here: 64 of a
-    # unit's weights together, in pieces of eight, exchanged as swizzled() in wgmma.cuh says.
-    order = torch.arange(width, device=device).reshape(-1, 4, 2, 2).transpose(1, 2).flatten()
-    block = _load().columns_of_maps(width)
-    of_blocks = halves[:, order].reshape(heads, width // block, block, width // 64, 8, 8, 2)
-    units = torch.arange(block, device=device).unsqueeze(1)
-    pieces = torch.arange(8, device=device) ^ units % 8
-    return {
-        "halves": of_blocks.permute(0, 1, 3, 6, 2, 4, 5)[..., units, pieces, :].contiguous(),
-        "terms": steps.permute(0, 1, 5, 6, 3, 7, 2, 4).contiguous(),
-        "unscale": unscale / of_halves[:, 0],
-    }
 
 
 def kernels(critic: Packed) -> tuple[Kernel, ...]:

@@ -17,6 +17,46 @@ def padded(tensor: Tensor, *sizes: int) -> Tensor:
     return F.pad(tensor, padding).contiguous().clone()
 
 
+def for_maps(
+    of_action: Tensor, between: Tensor, actions: int, width: int, block: int
+) -> dict[str, Tensor]:
+    """What csrc/cuda/maps.h multiplies of W_1a [E, H_1, A] and W_2 [E, H_2, H_1], the units of
+    layer 2 in blocks of `block`.
+
+    Every number is split in two half floats, with ten bits of mantissa each as tf32 has, scaled by
+    a power of two so that the largest is some 2^14.
+    """
+
+    def split(numbers: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        _, exponent = torch.frexp(numbers.abs().amax(dims, keepdim=True))
+        scale = ((127 + (15 - exponent).clamp(-100, 100)) << 23).view(torch.float32)
+        scaled = numbers * scale
+        large = scaled.half()
+        return torch.stack([large, (scaled - large).half()], -1), scale
+
+    device, heads, slots = between.device, len(between), -(-(1 + actions) // 8)
+    terms, of_terms = split(padded(of_action, width, actions), (1,))
+    halves, of_halves = split(padded(between, width, width), (1, 2))
+    columns = torch.zeros(heads, width, slots * 8, 2, dtype=torch.half, device=device)
+    columns[:, :, 1 : 1 + actions] = terms  # column 0 is z_1, which the kernel knows
+    unscale = torch.ones(heads, slots * 8, device=device)
+    unscale[:, 1 : 1 + actions] = 1 / of_terms[:, 0]
+    # [E, k-steps of 16: half, quad, pair; slot, column, part], to the order in which threads take.
+    steps = columns.reshape(heads, width // 16, 2, 4, 2, slots, 8, 2)
+    # Units so that the four that a lane gets sums of, of every sixteen, are neighbours: 0, 1, 4, 5,
+    # 8, 9, 12, 13, 2, 3, 6, 7, ... Then blocks of them, which copy theirs as they lie here: 64 of a
+    # unit's weights together, in pieces of eight, exchanged as swizzled() in wgmma.cuh says.
+    order = torch.arange(width, device=device).reshape(-1, 4, 2, 2).transpose(1, 2).flatten()
+    of_blocks = halves[:, order].reshape(heads, width // block, block, width // 64, 8, 8, 2)
+    units = torch.arange(block, device=device).unsqueeze(1)
+    pieces = torch.arange(8, device=device) ^ units % 8
+    return {
+        "halves": of_blocks.permute(0, 1, 3, 6, 2, 4, 5)[..., units, pieces, :].contiguous(),
+        "terms": steps.permute(0, 1, 5, 6, 3, 7, 2, 4).contiguous(),
+        "unscale": unscale / of_halves[:, 0],
+    }
+
+
 def for_dense_tiles(
     of_observation: Tensor, of_action: Tensor, between: Tensor, bias: Tensor, output: Tensor
 ) -> dict[str, Tensor]:

@@ -199,10 +199,11 @@ CROSSOVER_COLUMNS = {
     "cpu us": "{:.0f}",
     "gpu us": "{:.0f}",
     "cpu / gpu": "{:.2f}x",
+    "auto": "{}",
 }
 CROSSOVER_NOTES = [
-    "wall time of a call from Python, n=10, whose arrays are on the CPU: by a critic there, on all "
-    "cores, and by one on the GPU, to and fro.",
+    "wall time of a call from Python, n=10, whose critic and arrays are on the CPU: by backend "
+    "cpu, on all cores, and by cuda, to the GPU and back. auto: which of them is taken unnamed.",
 ]
 
 
@@ -210,25 +211,24 @@ CROSSOVER_NOTES = [
 
 
 def crossovers() -> list[dict[str, Any]]:
-    """Where a batch that is on the CPU is better taken to a critic on the GPU."""
+    """Where a batch that is on the CPU is better taken to the GPU and back."""
     rows = []
     for case in (HOPPER, STANDING, WIDEST):
         critic = case.critic()
         words: dict[str, Any] = {"steps": 10, "step_size": case.step_size}
         here = Refiner(critic, backend="cpu", **words)
-        there = Refiner(case.critic().cuda(), **words)
+        there = Refiner(critic, backend="cuda", **words)
+        automatic = Refiner(critic, **words)
         for batch in CROSSOVER_BATCHES:
             arrays = replace(case, batch=batch).inputs()
 
-            def on_cpu(arrays: tuple[Tensor, Tensor] = arrays, refine: Any = here) -> object:
-                return refine(*arrays)
+            def seconds(refine: Refiner, arrays: tuple[Tensor, Tensor] = arrays) -> float:
+                return _median(called(lambda: refine(*arrays), CALLS))
 
-            def on_gpu(arrays: tuple[Tensor, Tensor] = arrays, refine: Any = there) -> object:
-                return refine(*(array.cuda() for array in arrays)).cpu()
-
-            cpu, gpu = _median(called(on_cpu, CALLS)), _median(called(on_gpu, CALLS))
+            cpu, gpu = seconds(here), seconds(there)
             found = {"cpu us": cpu * 1e6, "gpu us": gpu * 1e6, "cpu / gpu": cpu / gpu}
-            rows.append({"case": case.name, "B": batch} | found)
+            chosen = {"auto": automatic.backend_for(batch)}
+            rows.append({"case": case.name, "B": batch} | found | chosen)
     return rows
 
 

@@ -71,12 +71,13 @@ def fast_call(
     options: Options,
     algorithm: str,
     threads: int | None,
+    most_rows: int | None,
     version: WeightsVersion,
 ) -> Callable[[Any, Any], Any]:
     """A function of (observations, actions): the refined actions, or NotImplemented.
 
     It takes float32 on the CPU, contiguous: both torch tensors or both numpy arrays; the result
-    is of their kind. None for `threads` is as many as torch uses.
+    is of their kind. None for `threads` is as many as torch uses, for `most_rows` any number.
     """
 
 def use_exchange_api(use: bool) -> bool:

@@ -107,7 +107,8 @@ def test_every_goal_has_its_case() -> None:
 def test_the_file_and_the_table(tmp_path: Path) -> None:
     stages = [Stage("build", "passed", 30.0), Stage("sanitizer memcheck", "skipped", 0.0, "none")]
     goals = gpu_latency.goals(ROWS)
-    crossing = [{"case": STANDING.name, "B": 1, "cpu us": 20.0, "gpu us": 100.0, "cpu / gpu": 0.2}]
+    times = {"cpu us": 20.0, "gpu us": 100.0, "cpu / gpu": 0.2, "auto": "cpu"}
+    crossing = [{"case": STANDING.name, "B": 1} | times]
     path = gpu_check.write(
         tmp_path / "new", DEVICE, stages, None, ROWS, goals, ["a note"], crossing
     )
@@ -119,7 +120,7 @@ def test_the_file_and_the_table(tmp_path: Path) -> None:
     assert document["goals"] == goals
     assert document["crossovers"] == crossing
     (_, line) = Table("crossovers", gpu_latency.CROSSOVER_COLUMNS, crossing).lines()
-    assert line.split() == [STANDING.name, "1", "20", "100", "0.20x"]
+    assert line.split() == [STANDING.name, "1", "20", "100", "0.20x", "cpu"]
     lines = Table("latency", gpu_latency.COLUMNS, ROWS).lines()
     assert len(lines) == 1 + len(ROWS)
     assert lines[3].split()[:4] == [STANDING.name, "1", "10", "cuda"]

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal, cast, overload
 
+import torch
 from torch import nn
 from torch.compiler import is_dynamo_compiling
 
@@ -18,7 +20,9 @@ from dtag_fast.refinement.backends import (
     FastBackend,
     FastCall,
     choose_backend,
+    reason_against,
 )
+from dtag_fast.refinement.crossover import rows_for_gpu
 from dtag_fast.refinement.execution import Algorithm, Execution, Precision
 from dtag_fast.refinement.inputs import Array, check_inputs
 from dtag_fast.refinement.options import (
@@ -46,7 +50,8 @@ class Refiner:
         critic: the critic given.
         options: the checked options.
         execution: algorithm, precision and threads, checked.
-        backend: the name of the backend in use; never "auto".
+        backend: the name of the backend in use; never "auto". Of a critic on the CPU, "auto" takes
+            some batches to a GPU all the same: see `backend_for`.
     """
 
     def __init__(
@@ -90,6 +95,19 @@ class Refiner:
             self.options.check_action_dim(action_dim)
         self._packing: Packing | None = None
         self._fast: FastCall = _not_yet
+        self._automatic = backend == "auto"
+        self._on_gpu: Refiner | None = None
+        self._rows_for_gpu = self._settle_rows_for_gpu()
+
+    def backend_for(self, rows: int) -> str:
+        """The backend that takes a batch of so many rows.
+
+        It is `backend`, but for a critic on the CPU with backend="auto", in a process that had used
+        a GPU when the Refiner was made: batches that are worth the way there and back
+        (docs/gpu.md) are taken by cuda, where it can. It rounds otherwise than cpu; name either to
+        have a row's result the same, bit for bit, whatever the batch it is in.
+        """
+        return self.backend if self._other_for(rows) is None else "cuda"
 
     def __call__(self, observations: Array, actions: Array) -> Any:
         """The refined actions, [B, A] or [A]; with `return_info` a pair (actions, RefineInfo)."""
@@ -104,6 +122,9 @@ class Refiner:
         """The call whatever the arguments are: checks, conversions and errors."""
         if self._traceable and torch_op.is_traced(observations, actions):
             return self._traced(observations, actions)
+        other = self._other_for(len(actions) if getattr(actions, "ndim", 0) > 1 else 1)
+        if other is not None:
+            return other(observations, actions)
         inputs = check_inputs(self.critic, observations, actions)
         self.options.check_action_dim(inputs.actions.shape[-1])
         critic: Any = self.critic
@@ -117,7 +138,8 @@ class Refiner:
             ):
                 self._packing = packing
                 module = cast(FastBackend, BACKENDS[self.backend].load())
-                self._fast = module.fast_call(*packing, self.options, self.execution)
+                most = None if self._rows_for_gpu is None else self._rows_for_gpu - 1
+                self._fast = module.fast_call(*packing, self.options, self.execution, most)
         result, info = (
             BACKENDS[self.backend]
             .load()
@@ -145,8 +167,33 @@ class Refiner:
         forget(self.critic)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what the next call makes again."""
-        return vars(self) | {"_packing": None, "_fast": _not_yet}
+        """Without what the next call makes again, and what is another process's."""
+        return vars(self) | {"_packing": None, "_fast": _not_yet, "_on_gpu": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Whether there is a GPU to go to is this process's."""
+        vars(self).update(state)
+        self._rows_for_gpu = self._settle_rows_for_gpu()
+
+    def _settle_rows_for_gpu(self) -> int | None:
+        """Rows from which on another Refiner, of the cuda backend, may take a batch."""
+        return rows_for_gpu(self.critic, self.execution) if self._automatic else None
+
+    def _other_for(self, rows: int) -> Refiner | None:
+        """The Refiner that takes a batch of so many rows to a GPU, if that is worth it."""
+        least = self._rows_for_gpu  # once: another thread may settle it
+        if least is None or rows < least:
+            return None
+        if torch.cuda.is_current_stream_capturing():  # nothing may wait
+            return None
+        if self._on_gpu is None:
+            if reason_against("cuda", self.critic, self.options, self.execution) is not None:
+                self._rows_for_gpu, self._packing, self._fast = None, None, _not_yet
+                return None
+            other = copy.copy(self)
+            other.backend, other._automatic, other._rows_for_gpu = "cuda", False, None
+            self._on_gpu = other
+        return self._on_gpu
 
 
 def _not_yet(observations: object, actions: object) -> Any:
@@ -222,8 +269,9 @@ def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -
         max_distance: if given, candidates stay within this L2 distance of a^0.
         gradient: "raw", or "unit" to divide each row's gradient by its length; step_size is then
             the length of a plain step, whatever the scale of the rewards.
-        backend: "auto", or a name in `dtag_fast.refinement.BACKENDS`. Of the three words that
-            follow, the cpu backend takes all and triton the first two.
+        backend: "auto", or a name in `dtag_fast.refinement.BACKENDS`. "auto" may take a large batch
+            of a critic on the CPU to a GPU and back: see `Refiner.backend_for`. Of the three words
+            that follow, the cpu backend takes all and triton the first two.
         algorithm: "walk", from linear region to linear region of the critic: for relu and
             leaky_relu with one to three hidden layers; "dense", the full network at every
             candidate; or "auto", the quicker one.

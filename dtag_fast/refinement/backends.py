@@ -55,12 +55,18 @@ class FastBackend(PackingBackend, Protocol):
     """A packing backend with a way around everything in Python."""
 
     def fast_call(
-        self, packed: Any, version: Any, options: RefineOptions, execution: Execution
+        self,
+        packed: Any,
+        version: Any,
+        options: RefineOptions,
+        execution: Execution,
+        most_rows: int | None = None,
     ) -> FastCall:
         """A shortcut past checks and conversions, for as long as the version is current.
 
         It takes a call's observations and actions as the user gave them, and returns the refined
-        actions as the user gets them, or NotImplemented for whatever is out of the ordinary.
+        actions as the user gets them, or NotImplemented for whatever is out of the ordinary or has
+        more than `most_rows` rows.
         """
 
 
@@ -98,8 +104,8 @@ BACKENDS: dict[str, BackendEntry] = {
     ),
     "cuda": BackendEntry(
         "dtag_fast.refinement.cuda",
-        limits="a `dtag_fast.Critic` on CUDA with one or two hidden layers of ReLU or LeakyReLU; "
-        "needs the CUDA extension",
+        limits="a `dtag_fast.Critic` with one or two hidden layers of ReLU or LeakyReLU, on CUDA, "
+        "or on the CPU, whose arrays go there and back; needs the CUDA extension",
         packs=True,
         fast=True,
         auto_on=("cuda",),

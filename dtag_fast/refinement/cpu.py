@@ -113,6 +113,7 @@ def fast_call(
     version: _native.WeightsVersion,
     options: RefineOptions,
     execution: Execution,
+    most_rows: int | None = None,
 ) -> FastCall:
     """`Refiner.__call__` for plain arrays, in one native call; see csrc/fast_call.h."""
     call: FastCall = _load().fast_call(
@@ -120,6 +121,7 @@ def fast_call(
         native_options(options, packed.action_dim),
         execution.algorithm,
         execution.threads,
+        most_rows,
         version,
     )
     return call

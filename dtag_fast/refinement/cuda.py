@@ -1,15 +1,17 @@
 """Backend "cuda": packs a `Critic` for the CUDA kernel of csrc/cuda/ and launches it, docs/gpu.md.
 
-Takes a `dtag_fast.models.critic.Critic` in float32 on a CUDA device with one or two hidden layers
-of ReLU or LeakyReLU, and every option of the contract. A refinement is one launch on PyTorch's
-current stream; nothing in it allocates, waits, or comes back to the host, so that a CUDA graph can
-hold it together with a policy's forward pass.
+Takes a `dtag_fast.models.critic.Critic` in float32 with one or two hidden layers of ReLU or
+LeakyReLU, and every option of the contract. A refinement is one launch on PyTorch's current stream;
+nothing in it allocates, waits, or comes back to the host, so that a CUDA graph can hold it together
+with a policy's forward pass. With a critic on the CPU the weights are copied to the current device
+when they are packed, and each call's arrays go there and back, on a stream of this module's own.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +31,7 @@ from dtag_fast.refinement.weights_version import WeightsVersion
 if TYPE_CHECKING:
     from dtag_fast import _cuda
 
-DEVICE = "cuda"  # where weights and arrays have to be
+DEVICE = "cuda"  # where the kernel runs
 WARP = 32  # threads
 
 Kernel = Literal["auto", "row", "lean", "cluster"]
@@ -71,9 +73,9 @@ def unsupported_reason(
         return f"it takes one or two hidden layers, got {len(critic.hidden)}"
     tensors = {**dict(critic.named_parameters()), **dict(critic.named_buffers())}
     for name, tensor in tensors.items():
-        if tensor.device.type != DEVICE or tensor.dtype != torch.float32:
+        if tensor.device.type not in (DEVICE, "cpu") or tensor.dtype != torch.float32:
             return (
-                f"it takes float32 weights on a CUDA device, and the critic's {name} is "
+                f"it takes float32 weights on a CUDA device or the CPU, and the critic's {name} is "
                 f"{tensor.dtype} on {tensor.device}"
             )
     devices = {str(tensor.device) for tensor in tensors.values()}
@@ -83,7 +85,7 @@ def unsupported_reason(
         return "its precisions are fp32, tf32x3 and bf16, got precision='tf32'"
     if execution.threads is not None:
         return f"threads are the cpu backend's, got threads={execution.threads}"
-    device = next(iter(tensors.values())).device
+    device = _runs_on(next(iter(tensors.values())).device)
     if device.type == "cuda":
         reason: str | None = _load().why_not(device.index, execution.precision)
         if reason is not None:
@@ -108,6 +110,7 @@ class Packed:
         observation_dim: S.
         action_dim: A.
         device: of the tensors.
+        arrays_on: where observations and actions are, like the critic: there too, or on the CPU.
     """
 
     native: _cuda.PackedCritic
@@ -115,11 +118,12 @@ class Packed:
     observation_dim: int
     action_dim: int
     device: torch.device
+    arrays_on: torch.device
 
 
 @torch.no_grad()
 def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
-    """A copy of the weights in the kernel's layouts, made on their device without waiting for it.
+    """A copy of the weights in the kernel's layouts, made where it runs without waiting for it.
 
     With "bf16" the weights between hidden layers are rounded to bfloat16, and `algorithm="dense"`
     takes dense tiles where there are, which round what is multiplied by them; with "tf32x3" tensor
@@ -128,10 +132,21 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     of units. The normaliser stays apart from the first layer, whose digits it would cost.
     """
     assert isinstance(critic, Critic)
+    given = critic.weights[0].device
+    device = _runs_on(given)
+    with _stream_for(given, device), _current(device):
+        native, tensors = _pack(critic, precision, device)
+    return Packed(native, tensors, critic.observation_dim, critic.action_dim, device, given)
+
+
+def _pack(
+    critic: Critic, precision: Precision, device: torch.device
+) -> tuple[_cuda.PackedCritic, dict[str, Tensor]]:
+    """What `pack` makes on the device, which is the current one."""
     module = _load()
     actions, width, group = module.layout(critic.action_dim, critic.heads, critic.hidden, precision)
-    weights = [weight.detach() for weight in critic.weights]
-    biases = [bias.detach() for bias in critic.biases]
+    weights = [weight.detach().to(device) for weight in critic.weights]
+    biases = [bias.detach().to(device) for bias in critic.biases]
     size = critic.observation_dim
     of_observation = weights[0][:, :, :size]  # [E, H_1, S]
     of_action = weights[0][:, :, size:]  # [E, H_1, A]
@@ -141,8 +156,8 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         return rows.reshape(heads, count, width // group, group).transpose(1, 2).contiguous()
 
     tensors = {
-        "mean": critic.normalizer.mean.detach().clone(),
-        "std": critic.normalizer.std.detach().clone(),
+        "mean": critic.normalizer.mean.detach().to(device, copy=True),
+        "std": critic.normalizer.std.detach().to(device, copy=True),
         "observation_weights": by_groups(
             padded(of_observation.mT, -(-size // 4) * 4, width), group
         ),
@@ -173,7 +188,6 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
         tensors |= for_dense_tiles(of_observation, of_action, weights[1], biases[1], weights[2])
     finite = torch.stack([tensor.isfinite().all() for tensor in (*weights, *biases)]).all()
     tensors["finite"] = finite.to(torch.int32).reshape(1)
-    device = weights[0].device
     native = module.PackedCritic(
         observation_dim=size,
         action_dim=critic.action_dim,
@@ -185,7 +199,7 @@ def pack(critic: nn.Module, precision: Precision = "fp32") -> Packed:
     )
     if device.type == "cuda":
         module.prepare(native, device.index)
-    return Packed(native, tensors, size, critic.action_dim, device)
+    return native, tensors
 
 
 def kernels(critic: Packed) -> tuple[Kernel, ...]:
@@ -197,7 +211,8 @@ def kernels(critic: Packed) -> tuple[Kernel, ...]:
     """
     why_none, device = _load().why_none, critic.device.index or 0
     every: tuple[Kernel, ...] = ("row", "lean", "cluster")
-    return tuple(each for each in every if why_none(each, critic.native, device) is None)
+    with _current(critic.device):
+        return tuple(each for each in every if why_none(each, critic.native, device) is None)
 
 
 def run(
@@ -219,22 +234,24 @@ def run(
     device compute capability 9.0. But for these the result is the same, bit for bit.
     """
     batch, starts, action_dim = actions.shape
-    given = (
-        _address("observations", observations, (batch, critic.observation_dim), critic.device),
-        _address("actions", actions, (batch, max(starts, 1), critic.action_dim), critic.device),
-    )
-    floats = torch.empty((3, batch), dtype=torch.float32, device=critic.device)
-    indices = torch.empty((4, batch), dtype=torch.int64, device=critic.device)
     dense = execution.algorithm == "dense"
-    result = _launch(
-        critic,
-        native_options(options, action_dim),
-        dense,
-        (batch, starts),
-        given,
-        (floats.data_ptr(), indices.data_ptr()),
-        kernel,
-    )
+    shapes = (batch, critic.observation_dim), (batch, max(starts, 1), critic.action_dim)
+    _check("observations", observations, shapes[0], critic.arrays_on)
+    _check("actions", actions, shapes[1], critic.arrays_on)
+    with _stream_for(critic.arrays_on, critic.device):
+        rows, points = _sent(observations, critic), _sent(actions, critic)
+        floats = torch.empty((3, batch), dtype=torch.float32, device=critic.device)
+        indices = torch.empty((4, batch), dtype=torch.int64, device=critic.device)
+        refined = _launch(
+            critic,
+            native_options(options, action_dim),
+            dense,
+            (batch, starts),
+            (rows.data_ptr(), points.data_ptr()),
+            (floats.data_ptr(), indices.data_ptr()),
+            kernel,
+        )
+        result, floats, indices = (x.to(critic.arrays_on) for x in (refined, floats, indices))
     return result, RefineInfo(
         q=floats[0],
         q_initial=floats[1],
@@ -248,7 +265,11 @@ def run(
 
 
 def fast_call(
-    critic: Packed, version: WeightsVersion, options: RefineOptions, execution: Execution
+    critic: Packed,
+    version: WeightsVersion,
+    options: RefineOptions,
+    execution: Execution,
+    most_rows: int | None = None,
 ) -> FastCall:
     """`Refiner.__call__` for tensors as the kernel takes them."""
     options.check_action_dim(critic.action_dim)
@@ -266,7 +287,14 @@ def fast_call(
         floats = indices + 32 * batch
         return _launch(critic, native, dense, (batch, starts), given, (floats, indices))
 
-    return plain_call(refine, critic.device, critic.observation_dim, critic.action_dim, version)
+    def there_and_back(observations: Tensor, actions: Tensor, starts: int) -> Any:
+        with _stream_for(critic.arrays_on, critic.device):
+            refined = refine(_sent(observations, critic), _sent(actions, critic), starts)
+            return refined if refined is NotImplemented else refined.to(critic.arrays_on)
+
+    way = refine if critic.arrays_on == critic.device else there_and_back
+    sizes = critic.observation_dim, critic.action_dim
+    return plain_call(way, critic.arrays_on, sizes, version, most_rows)
 
 
 def _launch(
@@ -283,15 +311,18 @@ def _launch(
     `given` are the addresses of observations and actions, `info` those of floats [3, B] and indices
     [4, B]; `_cuda.refine` says what they get.
     """
+    index = critic.device.index or 0
+    on_device = critic.device.type == "cuda"
+    if on_device and torch._C._cuda_getDevice() != index:
+        with _current(critic.device):
+            return _launch(critic, options, dense, sizes, given, info, kernel)
     shape = sizes[0], critic.action_dim
     result = torch.empty(shape, dtype=torch.float32, device=critic.device)
     module = _load()
     count = module.floats_for_maps(critic.native, dense, sizes[0])
     # On the stream that uses it, so that it may be given back before it was used.
     maps = torch.empty(count, dtype=torch.float32, device=critic.device) if count else None
-    index = critic.device.index or 0
     # Past torch.cuda.current_stream, which makes an object for it.
-    on_device = critic.device.type == "cuda"
     stream = torch._C._cuda_getCurrentRawStream(index) if on_device else 0
     module.refine(
         critic.native,
@@ -309,6 +340,35 @@ def _launch(
     return result
 
 
+def _runs_on(given: torch.device) -> torch.device:
+    """The device for a critic that is on the given one."""
+    return given if given.type == DEVICE else torch.device(DEVICE, torch.cuda.current_device())
+
+
+def _sent(array: Tensor, critic: Packed) -> Tensor:
+    """The array on the critic's device; whoever sends it waits for the result."""
+    return array.to(critic.device, non_blocking=True)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes it the current device: the native module does, and leaves it so."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _stream_for(given: torch.device, device: torch.device) -> AbstractContextManager[Any]:
+    """Makes current the stream for arrays that are on the given device.
+
+    Those of the CPU take one of their own, since whoever gives them waits for the result: not for
+    all else that the process has had the device do.
+    """
+    return nullcontext() if given == device else torch.cuda.stream(_own_stream(device))
+
+
+@functools.cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 @functools.lru_cache(maxsize=256)
 def native_options(options: RefineOptions, action_dim: int) -> _cuda.Options:
     """The options as the module takes them."""
@@ -322,8 +382,8 @@ def _load() -> ModuleType:
     return importlib.import_module("dtag_fast._cuda")
 
 
-def _address(name: str, array: Tensor, shape: tuple[int, ...], device: torch.device) -> int:
-    """Where the array lies; ValueError unless it is as the kernel assumes."""
+def _check(name: str, array: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """ValueError unless the array is as the kernel assumes, on this device or sent from it."""
     if (
         array.shape != shape
         or array.dtype != torch.float32
@@ -335,7 +395,5 @@ def _address(name: str, array: Tensor, shape: tuple[int, ...], device: torch.dev
             f"{name}: expected a contiguous float32 tensor {list(shape)} on {device}, got "
             f"{list(array.shape)} of {array.dtype} on {array.device}"
         )
-    address = array.data_ptr()
-    if address == 0 and array.numel() > 0:
+    if array.data_ptr() == 0 and array.numel() > 0:
         raise ValueError(f"{name}: expected a tensor with memory, got one that only stands for it")
-    return address

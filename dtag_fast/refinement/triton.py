@@ -126,7 +126,11 @@ def run(
 
 
 def fast_call(
-    critic: Packed, version: WeightsVersion, options: RefineOptions, execution: Execution
+    critic: Packed,
+    version: WeightsVersion,
+    options: RefineOptions,
+    execution: Execution,
+    most_rows: int | None = None,
 ) -> FastCall:
     """`Refiner.__call__` for tensors as the kernels take them."""
     walks = _walks(critic, options, execution)
@@ -136,7 +140,8 @@ def fast_call(
         points = actions.unsqueeze(1) if actions.ndim == 2 else actions
         return _refine(critic, observations, points, options, walks)[0]
 
-    return plain_call(refine, critic.device, critic.observation_dim, critic.action_dim, version)
+    sizes = critic.observation_dim, critic.action_dim
+    return plain_call(refine, critic.device, sizes, version, most_rows)
 
 
 def _refine(

@@ -349,8 +349,16 @@ def test_it_says_what_it_does_not_take() -> None:
     assert "may have 512 units" in str(cuda.unsupported_reason(large, execution=tf32x3))
 
 
-def test_it_takes_critics_on_the_gpu_only() -> None:
-    assert "weights.0 is torch.float32 on cpu" in str(cuda.unsupported_reason(random_critic()))
+def test_it_takes_critics_in_float32_on_a_gpu_or_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for critic, what in (
+        (random_critic().half(), "torch.float16 on cpu"),
+        (random_critic().to("meta"), "torch.float32 on meta"),
+    ):
+        reason = str(cuda.unsupported_reason(critic))
+        assert f"a CUDA device or the CPU, and the critic's weights.0 is {what}" in reason
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert cuda._runs_on(torch.device("cpu")) == torch.device("cuda", 1)
+    assert cuda._runs_on(torch.device("cuda", 0)) == torch.device("cuda", 0)
 
 
 @pytest.mark.usefixtures("emulator")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -324,5 +325,61 @@ def test_errors_name_the_device() -> None:
     options = Refiner(random_critic(), backend="reference").options
     with pytest.raises(ValueError, match=r"observations: .* on cuda:0, got .* on cpu"):
         cuda.run(packed, torch.zeros(2, 5), torch.zeros(2, 1, 3), options)
-    reason = backends.reason_against("cuda", random_critic(), options)
-    assert "weights.0 is torch.float32 on cpu" in str(reason)
+    halves = random_critic().cuda().half()
+    reason = backends.reason_against("cuda", halves, options)
+    assert "weights.0 is torch.float16 on cuda:0" in str(reason)
+
+
+def test_what_is_on_the_cpu_goes_there_and_back() -> None:
+    critic = random_critic(hidden=(256, 256), observation_dim=17, action_dim=6)
+    there = Refiner(copy.deepcopy(critic).cuda(), step_size=0.3, return_info=True)
+    observations, actions = random_batch(critic, 300)
+    expected, known = there(observations.cuda(), actions.cuda())
+    plain = Refiner(critic, backend="cuda", step_size=0.3)
+    informed = Refiner(critic, backend="cuda", step_size=0.3, return_info=True)
+    for _ in range(2):
+        result = plain(observations, actions)
+        assert result.device.type == "cpu"
+        assert torch.equal(result, expected.cpu())
+        assert plain._fast(observations, actions) is not NotImplemented
+    pinned = plain(observations.pin_memory(), actions.pin_memory())
+    assert torch.equal(pinned, expected.cpu())
+    assert np.array_equal(plain(observations.numpy(), actions.numpy()), expected.cpu().numpy())
+    result, info = informed(observations, actions)
+    assert torch.equal(result, expected.cpu())
+    for name in ("q", "q_initial", "best_step", "start", "distance", "flips", "dense_steps"):
+        value = getattr(info, name)
+        assert value.device.type == "cpu"
+        assert torch.equal(value, getattr(known, name).cpu()), name
+    with torch.no_grad():
+        critic.weights[1].mul_(-1.0)
+    changed = Refiner(copy.deepcopy(critic).cuda(), step_size=0.3)
+    expected = changed(observations.cuda(), actions.cuda())
+    assert torch.equal(plain(observations, actions), expected.cpu())
+
+
+def test_auto_takes_large_batches_of_the_cpu_there() -> None:
+    critic = random_critic(hidden=(256, 256), observation_dim=17, action_dim=6)
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    refiner = Refiner(critic, step_size=0.3)
+    here, there = (Refiner(critic, step_size=0.3, backend=name) for name in ("cpu", "cuda"))
+    assert (refiner.backend, refiner.backend_for(1)) == ("cpu", "cpu")
+    assert refiner.backend_for(1000) == "cuda"
+    for rows in (1, 1000, 2, 999):
+        batch = random_batch(critic, rows)
+        chosen = there if rows > 900 else here
+        assert torch.equal(refiner(*batch), chosen(*batch))
+
+
+def test_the_cpus_batches_do_not_wait_for_the_current_stream() -> None:
+    critic = random_critic(hidden=(256, 256))
+    refiner = Refiner(critic, backend="cuda", step_size=0.3)
+    batch = random_batch(critic, 100)
+    expected = refiner(*batch)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # type: ignore[no-untyped-call]
+    busy = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    busy.record()
+    result = refiner(*batch)
+    assert not busy.query()  # type: ignore[no-untyped-call]
+    assert torch.equal(result, expected)

@@ -5,6 +5,7 @@ and triton's: what takes it, that it changes nothing, and what it notices.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -179,9 +180,11 @@ def test_it_is_a_launch_and_two_allocations(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("floats", [0, 24])
+@pytest.mark.parametrize("current", [0, 1])
 def test_it_is_launched_on_the_devices_current_stream(
-    monkeypatch: pytest.MonkeyPatch, floats: int
+    monkeypatch: pytest.MonkeyPatch, floats: int, current: int
 ) -> None:
+    at, entered = [current], []
     packed = cuda.pack(random_critic())
     options = Refiner(random_critic(), backend="reference").options
     native, empty = cuda.native_options(options, 3), torch.empty
@@ -195,7 +198,15 @@ def test_it_is_launched_on_the_devices_current_stream(
 
         @staticmethod
         def refine(*arguments: Any) -> None:
+            assert at == [1], "the native module would make it the current one, and leave it so"
             launched.append(arguments)
+
+    @contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        before, at[0] = at[0], wanted.index
+        entered.append(wanted)
+        yield
+        at[0] = before
 
     elsewhere = replace(packed, device=torch.device("cuda", 1))
     with monkeypatch.context() as patch:
@@ -203,6 +214,8 @@ def test_it_is_launched_on_the_devices_current_stream(
         patch.setattr(torch, "empty", lambda *sizes, device, **words: empty(*sizes, **words))
         name = "_cuda_getCurrentRawStream"
         patch.setattr(torch._C, name, lambda device: 70 + device, raising=False)
+        patch.setattr(torch._C, "_cuda_getDevice", lambda: at[0], raising=False)
+        patch.setattr(torch.cuda, "device", device)
         result = cuda._launch(elsewhere, native, True, (2, 5), (10, 20), (30, 40))
     assert result.shape == (2, 3)
     (arguments,) = launched
@@ -210,3 +223,5 @@ def test_it_is_launched_on_the_devices_current_stream(
     assert before == [packed.native, native, True, 2, 5, 10, 20, result.data_ptr(), 30, 40]
     assert (maps != 0) == (floats > 0)
     assert (index, stream, kernel) == (1, 71, "auto")
+    assert at == [current]
+    assert len(entered) == (current != 1)  # it costs

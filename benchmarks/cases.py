@@ -15,7 +15,7 @@ from dtag_fast.models.critic import Critic
 # Contenders by name; see contenders.py.
 FP32 = ("reference", "dense", "walk", "auto")
 EVERYTHING = (*FP32, "dense bf16", "walk bf16", "hand VJP", "compiled VJP", "ONNX Runtime")
-NUMPY = ("reference numpy", "auto numpy")
+CALLED = ("reference numpy", "auto numpy", "auto by refine")  # in other ways
 NO_WALK = ("reference", "dense", "auto")
 
 
@@ -106,10 +106,10 @@ LARGE_STEPS = (1.0, 10.0, 100.0, 1000.0)  # to thousands of times the one that s
 CASES = [
     *_with(
         STANDING,
-        {"batch": 1, "contenders": EVERYTHING + NUMPY},
+        {"batch": 1, "contenders": EVERYTHING + CALLED},
         *({"batch": batch, "contenders": EVERYTHING} for batch in (64, 256, 4096)),
     ),
-    *_with(HOPPER, {"contenders": EVERYTHING + NUMPY}, {"batch": 64}, {"batch": 256}),
+    *_with(HOPPER, {"contenders": EVERYTHING + CALLED}, {"batch": 64}, {"batch": 256}),
     *_at(MAZE, 1, 64, 256),
     *(case for wide in WIDE for case in _at(wide, 1, 64)),
     # The number of steps.

@@ -20,7 +20,7 @@ from benchmarks.cases import Case
 from benchmarks.floors import Shape
 from benchmarks.onnx_model import closed_form
 from dtag_fast.models.critic import Critic
-from dtag_fast.refinement import RefineInfo, Refiner, cpu
+from dtag_fast.refinement import RefineInfo, Refiner, cpu, refine
 from dtag_fast.refinement.execution import Algorithm, Precision
 
 Call = Callable[[], Any]
@@ -74,7 +74,8 @@ def make(name: str, case: Case, critic: Critic, observations: Tensor, actions: T
 
     Args:
         name: of `COMPETITORS`, or an algorithm of the package, "reference" or "auto" followed by
-            words of its own: "bf16", "numpy" (arrays in and out), "two threads".
+            words of its own: "bf16", "numpy" (arrays in and out), "two threads", "by
+            refine" (all in one call; the others make a Refiner before).
         case: says how many steps and how long.
         critic: the case's.
         observations: [B, S].
@@ -107,11 +108,14 @@ def make(name: str, case: Case, critic: Critic, observations: Tensor, actions: T
         timer = kernel_timer(refiner, observations, actions)
     if rest == "numpy":
         inputs = observations.numpy(), actions.numpy()
+    to_refine: Call = functools.partial(refiner, *inputs)
+    if rest == "by refine":
+        to_refine = functools.partial(refine, critic, *inputs, **options, **execution)
     return Contender(
         name,
         observations,
         actions,
-        functools.partial(refiner, *inputs),
+        to_refine,
         info.algorithm,
         execution.get("precision", "fp32"),
         execution.get("threads", 1),

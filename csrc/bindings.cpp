@@ -13,6 +13,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "acting_bindings.h"
@@ -150,13 +151,12 @@ std::vector<double> time_kernel(const PackedCritic& critic, const OwnedOptions& 
 
 py::object fast_call(const py::object& critic, const py::object& options,
                      const std::string& algorithm, std::optional<int> threads,
-                     std::optional<int64_t> most_rows, const py::object& version) {
+                     std::pair<int64_t, int64_t> rows, const py::object& version) {
   const auto& packed = critic.cast<const PackedCritic&>();
   const auto& owned = options.cast<const OwnedOptions&>();
   check_box(packed, owned);
   return make_fast_call({packed.view(), owned.view(), algorithm_named(algorithm),
-                         threads.value_or(0),
-                         most_rows.value_or(std::numeric_limits<int64_t>::max()), version.cast<const WeightsVersion&>(),
+                         threads.value_or(0), rows, version.cast<const WeightsVersion&>(),
                          py::make_tuple(critic, options, version)});
 }
 
@@ -238,7 +238,7 @@ PYBIND11_MODULE(_native, module) {
              [](const py::args&) { WeightsVersion::count_optimizer_step(); });
   module.def("optimizer_steps", &WeightsVersion::optimizer_steps);
   module.def("fast_call", &fast_call, py::arg("critic"), py::arg("options"), py::arg("algorithm"),
-             py::arg("threads"), py::arg("most_rows"), py::arg("version"));
+             py::arg("threads"), py::arg("rows"), py::arg("version"));
   module.def("use_exchange_api", [](bool use) { return Torch::get().use_exchange_api(use); });
   module.def("time_kernel", &time_kernel, py::arg("critic"), py::arg("options"),
              py::arg("algorithm"), py::arg("threads"), py::arg("rows"), py::arg("starts"),

@@ -61,7 +61,8 @@ py::object run(const FastCall& self, PyObject* observations, PyObject* actions) 
         !read_numpy(observations, &given[0]) || !read_numpy(actions, &given[1]))
       return {};
   }
-  if (!as_batch(self.critic, given[0], given[1], &batch) || batch.rows > self.most_rows ||
+  if (!as_batch(self.critic, given[0], given[1], &batch) || batch.rows < self.rows.first ||
+      batch.rows >= self.rows.second ||
       (tensors && torch.in_dispatch_mode()) || !self.version.is_current())
     return {};
 

@@ -71,13 +71,14 @@ def fast_call(
     options: Options,
     algorithm: str,
     threads: int | None,
-    most_rows: int | None,
+    rows: tuple[int, int],
     version: WeightsVersion,
 ) -> Callable[[Any, Any], Any]:
     """A function of (observations, actions): the refined actions, or NotImplemented.
 
     It takes float32 on the CPU, contiguous: both torch tensors or both numpy arrays; the result
-    is of their kind. None for `threads` is as many as torch uses, for `most_rows` any number.
+    is of their kind. None for `threads` is as many as torch uses; `rows` are the least
+    it takes and the first that is too many.
     """
 
 def use_exchange_api(use: bool) -> bool:

@@ -16,6 +16,7 @@ from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import torch_op
 from dtag_fast.refinement.backends import (
     BACKENDS,
+    EVERY_BATCH,
     BackendName,
     FastBackend,
     FastCall,
@@ -34,7 +35,7 @@ from dtag_fast.refinement.options import (
     RefineOptions,
     Select,
 )
-from dtag_fast.refinement.packing import Packing, forget, packed
+from dtag_fast.refinement.packing import Packing, forget, known_calls, packed, remember_call
 
 __all__ = ["BACKENDS", "RefineInfo", "RefineOptions", "Refiner", "refine"]
 
@@ -96,8 +97,8 @@ class Refiner:
         self._packing: Packing | None = None
         self._fast: FastCall = _not_yet
         self._automatic = backend == "auto"
+        self._rows = self._settle_rows()
         self._on_gpu: Refiner | None = None
-        self._rows_for_gpu = self._settle_rows_for_gpu()
 
     def backend_for(self, rows: int) -> str:
         """The backend that takes a batch of so many rows.
@@ -138,8 +139,7 @@ class Refiner:
             ):
                 self._packing = packing
                 module = cast(FastBackend, BACKENDS[self.backend].load())
-                most = None if self._rows_for_gpu is None else self._rows_for_gpu - 1
-                self._fast = module.fast_call(*packing, self.options, self.execution, most)
+                self._fast = module.fast_call(*packing, self.options, self.execution, self._rows)
         result, info = (
             BACKENDS[self.backend]
             .load()
@@ -173,27 +173,34 @@ class Refiner:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Whether there is a GPU to go to is this process's."""
         vars(self).update(state)
-        self._rows_for_gpu = self._settle_rows_for_gpu()
+        self._rows = self._settle_rows()
 
-    def _settle_rows_for_gpu(self) -> int | None:
-        """Rows from which on another Refiner, of the cuda backend, may take a batch."""
-        return rows_for_gpu(self.critic, self.execution) if self._automatic else None
+    def _settle_rows(self) -> range:
+        """The batches that are not for another Refiner, of the cuda backend."""
+        least = rows_for_gpu(self.critic, self.execution) if self._automatic else None
+        return EVERY_BATCH if least is None else range(least)
 
     def _other_for(self, rows: int) -> Refiner | None:
         """The Refiner that takes a batch of so many rows to a GPU, if that is worth it."""
-        least = self._rows_for_gpu  # once: another thread may settle it
-        if least is None or rows < least:
+        if not self._automatic or rows in self._rows:
             return None
         if torch.cuda.is_current_stream_capturing():  # nothing may wait
             return None
         if self._on_gpu is None:
             if reason_against("cuda", self.critic, self.options, self.execution) is not None:
-                self._rows_for_gpu, self._packing, self._fast = None, None, _not_yet
+                self._rows, self._packing, self._fast = EVERY_BATCH, None, _not_yet
                 return None
             other = copy.copy(self)
-            other.backend, other._automatic, other._rows_for_gpu = "cuda", False, None
+            other.backend, other._automatic = "cuda", False
+            other._rows = range(self._rows.stop, EVERY_BATCH.stop)
             self._on_gpu = other
         return self._on_gpu
+
+    def _remember_calls(self, words: tuple[Any, ...]) -> None:
+        """The fast calls there are, for `refine` with these words to find."""
+        for each in (self, self._on_gpu):
+            if each is not None and each._fast is not _not_yet:
+                remember_call(self.critic, words, each.backend, each._fast)
 
 
 def _not_yet(observations: object, actions: object) -> Any:
@@ -293,8 +300,37 @@ def refine(critic: nn.Module, observations: Any, actions: Any, **options: Any) -
             and what was expected. So does a walk of a critic whose weights are not all finite.
         RuntimeError: the named backend cannot run here, or none can; and why.
     """
-    if is_dynamo_compiling() and torch_op.takes(critic, options):
+    if is_dynamo_compiling():
+        if not torch_op.takes(critic, options):
+            return Refiner(critic, **options)(observations, actions)
         traced = cast(Critic, critic)
         settled = torch_op.settle(traced.action_dim, tuple(options.items()))
         return torch_op.refine(traced, observations, actions, *settled)
-    return Refiner(critic, **options)(observations, actions)
+    words = _words(options)
+    for known in known_calls(critic, words):
+        refined = known(observations, actions)
+        if refined is not NotImplemented:
+            return refined
+    refiner = Refiner(critic, **options)
+    refined = refiner(observations, actions)
+    if words is not None:
+        refiner._remember_calls(words)
+    return refined
+
+
+_PLAIN = frozenset({int, float, str, bool, type(None)})
+
+
+def _words(options: dict[str, Any]) -> tuple[Any, ...] | None:
+    """What the choices of a call with these keywords depend on, beside the critic; None if that may
+    change under one's hands, like an array. 1, 1.0 and True are equal, and not the same word.
+    """
+    kinds = tuple(map(type, options.values()))
+    if not _PLAIN.issuperset(kinds):
+        for kind, value in zip(kinds, options.values(), strict=True):
+            if kind not in _PLAIN and not (
+                kind is tuple and all(type(number) in (int, float) for number in value)
+            ):
+                return None
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return (in_use, *options.items(), *kinds)

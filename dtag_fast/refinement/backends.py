@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
@@ -17,6 +18,7 @@ from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
 BackendName = Literal["auto", "cpu", "cuda", "triton", "graph", "reference"]
 FastCall = Callable[[Any, Any], Any]
+EVERY_BATCH = range(sys.maxsize)  # numbers of rows
 
 
 class Backend(Protocol):
@@ -60,13 +62,13 @@ class FastBackend(PackingBackend, Protocol):
         version: Any,
         options: RefineOptions,
         execution: Execution,
-        most_rows: int | None = None,
+        rows: range = EVERY_BATCH,
     ) -> FastCall:
         """A shortcut past checks and conversions, for as long as the version is current.
 
         It takes a call's observations and actions as the user gave them, and returns the refined
-        actions as the user gets them, or NotImplemented for whatever is out of the ordinary or has
-        more than `most_rows` rows.
+        actions as the user gets them, or NotImplemented for whatever is out of the ordinary, or of
+        another number of rows than `rows` has.
         """
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dtag_fast import build_info
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
-from dtag_fast.refinement.backends import FastCall
+from dtag_fast.refinement.backends import EVERY_BATCH, FastCall
 from dtag_fast.refinement.execution import DEFAULT, TENSOR_CORES, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
 
@@ -113,7 +113,7 @@ def fast_call(
     version: _native.WeightsVersion,
     options: RefineOptions,
     execution: Execution,
-    most_rows: int | None = None,
+    rows: range = EVERY_BATCH,
 ) -> FastCall:
     """`Refiner.__call__` for plain arrays, in one native call; see csrc/fast_call.h."""
     call: FastCall = _load().fast_call(
@@ -121,7 +121,7 @@ def fast_call(
         native_options(options, packed.action_dim),
         execution.algorithm,
         execution.threads,
-        most_rows,
+        (rows.start, rows.stop),
         version,
     )
     return call

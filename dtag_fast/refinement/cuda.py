@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
-from dtag_fast.refinement.backends import FastCall
+from dtag_fast.refinement.backends import EVERY_BATCH, FastCall
 from dtag_fast.refinement.cuda_layouts import TILE_UNITS, for_dense_tiles, for_maps, padded
 from dtag_fast.refinement.execution import DEFAULT, Execution, Precision
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
@@ -269,7 +269,7 @@ def fast_call(
     version: WeightsVersion,
     options: RefineOptions,
     execution: Execution,
-    most_rows: int | None = None,
+    rows: range = EVERY_BATCH,
 ) -> FastCall:
     """`Refiner.__call__` for tensors as the kernel takes them."""
     options.check_action_dim(critic.action_dim)
@@ -294,7 +294,7 @@ def fast_call(
 
     way = refine if critic.arrays_on == critic.device else there_and_back
     sizes = critic.observation_dim, critic.action_dim
-    return plain_call(way, critic.arrays_on, sizes, version, most_rows)
+    return plain_call(way, critic.arrays_on, sizes, version, rows)
 
 
 def _launch(

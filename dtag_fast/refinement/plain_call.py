@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +17,13 @@ def plain_call(
     device: torch.device,
     sizes: tuple[int, int],
     version: WeightsVersion,
-    most_rows: int | None,
+    rows: range,
 ) -> FastCall:
     """See `FastBackend.fast_call`: `refine` gets observations [B, S], actions [B, A] or [B, N, A],
     and N, at least 1; float32, contiguous and on the device. It may give NotImplemented too. S and
     A are `sizes`.
     """
     observation_dim, action_dim = sizes
-    most = sys.maxsize if most_rows is None else most_rows
 
     def is_plain(array: Any) -> bool:
         return (
@@ -45,7 +43,7 @@ def plain_call(
         starts = shape[1] if len(shape) == 3 else 1
         if (
             starts == 0
-            or shape[0] > most
+            or shape[0] not in rows
             or observations.shape != (shape[0], observation_dim)
             or not version.is_current()
         ):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dtag_fast.models.critic import Critic
 from dtag_fast.models.normalizer import Normalizer
-from dtag_fast.refinement.backends import FastCall
+from dtag_fast.refinement.backends import EVERY_BATCH, FastCall
 from dtag_fast.refinement.execution import DEFAULT, Execution
 from dtag_fast.refinement.loop import numbers
 from dtag_fast.refinement.options import RefineInfo, RefineOptions
@@ -130,7 +130,7 @@ def fast_call(
     version: WeightsVersion,
     options: RefineOptions,
     execution: Execution,
-    most_rows: int | None = None,
+    rows: range = EVERY_BATCH,
 ) -> FastCall:
     """`Refiner.__call__` for tensors as the kernels take them."""
     walks = _walks(critic, options, execution)
@@ -141,7 +141,7 @@ def fast_call(
         return _refine(critic, observations, points, options, walks)[0]
 
     sizes = critic.observation_dim, critic.action_dim
-    return plain_call(refine, critic.device, sizes, version, most_rows)
+    return plain_call(refine, critic.device, sizes, version, rows)
 
 
 def _refine(

@@ -143,7 +143,7 @@ def test_large_batches_go_there_and_small_ones_stay(kind: str) -> None:
             result = refiner(*(x.numpy() for x in batch) if kind == "numpy" else batch)
             assert isinstance(result, np.ndarray) == (kind == "numpy")
             assert torch.equal(torch.as_tensor(result), expected), rows
-        assert torch.equal(by("auto", critic, batch), expected)
+            assert torch.equal(by("auto", critic, batch), expected)
     # Otherwise this would show nothing.
     assert not torch.equal(by("cpu", critic, batch), by("cuda", critic, batch))
 
@@ -160,6 +160,22 @@ def test_the_fast_call_leaves_large_batches() -> None:
     named(observations, actions)
     assert named._fast(observations, actions) is not NotImplemented
     assert named.backend_for(10**9) == "cpu"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_refine_remembers_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    critic = small()
+    few, many = random_batch(critic, LEAST - 1), random_batch(critic, LEAST)
+    expected = by("cpu", critic, few), by("cuda", critic, many)
+
+    def again(*_: Any, **words: Any) -> None:
+        pytest.fail("what is remembered does not do")
+
+    for _ in range(2):
+        assert torch.equal(by("auto", critic, many), expected[1])
+        assert torch.equal(by("auto", critic, few), expected[0])
+        monkeypatch.setattr(Refiner, "__init__", again)
+    assert not torch.equal(by("auto", critic, many)[:-1], by("auto", critic, few))
 
 
 @pytest.mark.usefixtures("gpu")

@@ -117,7 +117,9 @@ def check_shapes(critic: nn.Module, observations: Tensor, actions: Tensor) -> No
 def _to_float32(array: Tensor | NDArray[Any], device: torch.device | None) -> Tensor:
     if isinstance(array, Tensor):
         return array.detach().to(torch.float32).resolve_neg()
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device or "cpu")
+    # Writable, which a copy is: torch warns of others, although nothing is written to.
+    plain = np.require(array, np.float32, ("C", "W"))
+    return torch.from_numpy(plain).to(device or "cpu")
 
 
 def device_of(critic: nn.Module) -> torch.device | None:

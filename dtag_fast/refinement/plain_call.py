@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,18 +26,20 @@ def plain_call(
     """
     observation_dim, action_dim = sizes
 
-    def is_plain(array: Any) -> bool:
+    def is_plain(array: Tensor) -> bool:
         return (
-            type(array) is Tensor
-            and array.dtype is torch.float32
+            array.dtype is torch.float32
             and array.device == device
             and array.is_contiguous()
             and not array.is_neg()
         )
 
-    def call(observations: Any, actions: Any) -> Any:
+    def of_tensors(observations: Tensor, actions: Tensor) -> Any:
         if not (is_plain(observations) and is_plain(actions)):
             return NotImplemented
+        single = observations.ndim == 1 and actions.ndim == 1
+        if single:
+            observations, actions = observations.unsqueeze(0), actions.unsqueeze(0)
         shape = actions.shape
         if len(shape) not in (2, 3) or shape[-1] != action_dim:
             return NotImplemented
@@ -48,6 +51,25 @@ def plain_call(
             or not version.is_current()
         ):
             return NotImplemented
-        return refine(observations, actions, starts)
+        refined = refine(observations, actions, starts)
+        return refined.squeeze(0) if single and refined is not NotImplemented else refined
+
+    def call(observations: Any, actions: Any) -> Any:
+        if type(observations) is Tensor and type(actions) is Tensor:
+            return of_tensors(observations, actions)
+        if not (_is_plain_numpy(observations) and _is_plain_numpy(actions)):
+            return NotImplemented
+        tensors = (torch.from_numpy(array).to(device) for array in (observations, actions))
+        refined = of_tensors(*tensors)
+        return refined if refined is NotImplemented else refined.cpu().numpy()
 
     return call
+
+
+def _is_plain_numpy(array: object) -> bool:
+    return (
+        type(array) is np.ndarray
+        and array.dtype == np.float32
+        and array.flags.c_contiguous
+        and array.flags.writeable  # or torch warns
+    )

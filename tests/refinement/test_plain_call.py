@@ -67,6 +67,7 @@ def test_plain_tensors_take_it(where: Where, options: dict[str, Any]) -> None:
         (observations[:0], actions[:0]),
         (observations[:0], several[:0]),
         (observations, actions.clone().requires_grad_()),
+        (observations[0], actions[0]),
     ):
         before = given[1].detach().clone()
         result, expected = refiner._fast(*given), refiner._call(*given)
@@ -75,34 +76,55 @@ def test_plain_tensors_take_it(where: Where, options: dict[str, Any]) -> None:
         assert not result.requires_grad
         result += 1.0
         assert torch.equal(given[1], before)
+        if given[1].requires_grad:
+            continue
+        arrays = tuple(tensor.cpu().numpy() for tensor in given)
+        array = refiner._fast(*arrays)
+        assert type(array) is np.ndarray
+        np.testing.assert_array_equal(array, expected.cpu())
+        array += 1.0
+        np.testing.assert_array_equal(arrays[1], before.cpu())
     with torch.inference_mode(), torch.device("meta"):
         inside = refiner._fast(observations, actions)
         assert torch.equal(inside, refiner._call(observations, actions))
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "numpy",
-        "double",
-        "one row",
-        "not contiguous",
-        "negative",
-        "subclass",
-        "sizes",
-        "action sizes",
-        "rows",
-        "no starts",
-        "dimensions",
-        "device",
-    ],
-)
+UNUSUAL = [
+    "double numpy",
+    "numpy in columns",
+    "read-only numpy",
+    "double",
+    "not contiguous",
+    "negative",
+    "subclass",
+]
+WRONG = [
+    "one kind each",
+    "one row, several points",
+    "one row of several",
+    "sizes",
+    "action sizes",
+    "rows",
+    "no starts",
+    "dimensions",
+    "device",
+]
+
+
+@pytest.mark.parametrize("case", UNUSUAL + WRONG)
 def test_what_is_out_of_the_ordinary_takes_the_normal_way(where: Where, case: str) -> None:
     refiner, observations, actions = where.ready()
+    rows, points = observations.cpu().numpy(), actions.cpu().numpy()
+    fixed, several = points.copy(), torch.stack([actions, -actions], dim=1)
+    fixed.flags.writeable = False
     given: dict[str, tuple[Any, Any]] = {
-        "numpy": (observations.cpu().numpy(), actions.cpu().numpy()),
+        "double numpy": (rows.astype(np.float64), points),
+        "numpy in columns": (rows, np.asfortranarray(points)),
+        "read-only numpy": (rows, fixed),
+        "one kind each": (rows, actions),
         "double": (observations.double(), actions.double()),
-        "one row": (observations[0], actions[0]),
+        "one row, several points": (observations[0], several[0]),
+        "one row of several": (observations, actions[0]),
         "not contiguous": (observations.T.contiguous().T, actions),
         "negative": (observations, torch._neg_view(actions)),
         "subclass": (observations, torch.nn.Parameter(actions)),
@@ -114,14 +136,14 @@ def test_what_is_out_of_the_ordinary_takes_the_normal_way(where: Where, case: st
         "device": (observations, torch.empty_like(actions, device="meta")),
     }
     assert refiner._fast(*given[case]) is NotImplemented
-    if case in ("sizes", "action sizes", "rows", "no starts", "dimensions", "device"):
-        with pytest.raises(ValueError, match=r"observations|actions"):
+    if case in WRONG:
+        with pytest.raises((TypeError, ValueError), match=r"observations|actions"):
             refiner(*given[case])
     else:
         result = refiner(*given[case])
         if case != "subclass":
             assert type(result) is type(given[case][1])
-        first = np.asarray(result if case == "numpy" else result.cpu()).reshape(-1, 3)[0]
+        first = np.asarray(result[0].cpu() if isinstance(result, Tensor) else result[0])
         plain = refiner(observations, -actions if case == "negative" else actions)
         np.testing.assert_allclose(first, plain[0].cpu(), atol=1e-5)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import dtag_fast
 from dtag_fast import Critic, Refiner, build_info, refine
-from dtag_fast.refinement import cpu
+from dtag_fast.refinement import cpu, reference
 from dtag_fast.refinement.execution import Precision
 from dtag_fast.refinement.parity import measure_parity, random_batch, random_critic
 
@@ -31,6 +31,23 @@ def walks() -> bool:
 
 
 # Algorithm
+
+
+@pytest.mark.skipif(not walks(), reason="this build has no walk")
+def test_a_long_walk_rounds_hardly_more_than_torch() -> None:
+    critic = random_critic(observation_dim=17, action_dim=6, hidden=(256, 256))
+    batch = random_batch(critic, 64)
+    options: dict[str, Any] = {"step_size": 0.3, "steps": 200, "select": "last"}
+    checked = Refiner(critic, **options).options
+    double = batch[0].double(), batch[1].double().unsqueeze(1)
+    truth, _ = reference.run(copy.deepcopy(critic).double(), *double, checked)
+
+    def error(result: Tensor) -> float:
+        return float((result.double() - truth).abs().amax(dim=1).median())
+
+    walked, info = refine(critic, *batch, algorithm="walk", return_info=True, **options)
+    assert (info.flips > 256).any()
+    assert error(walked) < 2 * error(reference.refine(critic, *batch, **options))
 
 
 def test_the_algorithm_asked_for_is_the_one_that_runs() -> None:

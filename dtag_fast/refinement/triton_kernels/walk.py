@@ -205,7 +205,7 @@ def walk(
                 corrections += count
                 if step > 0:
                     flips += count
-                if (step == 0) | (count > most) | (corrections > heads * H):
+                if (step == 0) | (count > most) | (4 * corrections > heads * H):
                     # The units in the order of their signs: those with slope 1 come first.
                     of_head = tl.reshape(signs, [HEADS, H])
                     so_far = tl.cumsum(of_head, axis=1)

@@ -20,8 +20,8 @@ from benchmarks.checks import LARGEST_Q_LOSS, rounded
 from dtag_fast.models.critic import Critic
 from dtag_fast.refinement import BACKENDS, Refiner, cuda
 from dtag_fast.refinement.backends import reason_against
+from dtag_fast.refinement.cuda_graph import capture
 from dtag_fast.refinement.execution import Algorithm, Execution, Precision
-from dtag_fast.refinement.graph import capture
 from dtag_fast.refinement.parity import Standard
 
 BACKENDS_TIMED = ("graph", "triton", "cuda")

@@ -23,7 +23,7 @@ from dtag_fast.acting.token_predictors import FixedTarget, ReturnHead, TokenPred
 from dtag_fast.models.decision_transformer import SequenceModel
 from dtag_fast.refinement import RefineInfo, Refiner
 from dtag_fast.refinement.backends import BACKENDS
-from dtag_fast.refinement.graph import capture
+from dtag_fast.refinement.cuda_graph import capture
 from dtag_fast.refinement.packing import packed
 
 Outputs = tuple[Tensor, RefineInfo | None]

@@ -124,6 +124,8 @@ BACKENDS: dict[str, BackendEntry] = {
         "dtag_fast.refinement.graph",
         limits="any module that torch can record, on the CPU or CUDA; needs a C++ compiler; "
         "compiles at the first call",
+        packs=True,
+        fast=True,
         auto_on=("cuda",),
     ),
     "reference": BackendEntry(

@@ -229,6 +229,10 @@ class Refined(NamedTuple):
         """Of the first so many rows."""
         return Refined(self.actions[:count], self.floats[:, :count], self.indices[:, :count])
 
+    def clone(self) -> Refined:
+        """A copy."""
+        return Refined(self.actions.clone(), self.floats.clone(), self.indices.clone())
+
 
 StepCall = Callable[[list[Tensor], Tensor, Tensor, State, Numbers], tuple[State, Tensor]]
 

@@ -16,13 +16,13 @@ from dtag_fast.refinement.weights_version import WeightsVersion
 def plain_call(
     refine: Callable[[Tensor, Tensor, int], Any],
     device: torch.device,
-    sizes: tuple[int, int],
+    sizes: tuple[int | None, int | None],
     version: WeightsVersion,
     rows: range,
 ) -> FastCall:
     """See `FastBackend.fast_call`: `refine` gets observations [B, S], actions [B, A] or [B, N, A],
     and N, at least 1; float32, contiguous and on the device. It may give NotImplemented too. S and
-    A are `sizes`.
+    A are `sizes`; None for what is not known, and left to `refine`.
     """
     observation_dim, action_dim = sizes
 
@@ -41,13 +41,15 @@ def plain_call(
         if single:
             observations, actions = observations.unsqueeze(0), actions.unsqueeze(0)
         shape = actions.shape
-        if len(shape) not in (2, 3) or shape[-1] != action_dim:
+        if len(shape) not in (2, 3) or action_dim not in (shape[-1], None):
             return NotImplemented
         starts = shape[1] if len(shape) == 3 else 1
         if (
             starts == 0
             or shape[0] not in rows
-            or observations.shape != (shape[0], observation_dim)
+            or observations.ndim != 2
+            or observations.shape[0] != shape[0]
+            or observation_dim not in (observations.shape[1], None)
             or not version.is_current()
         ):
             return NotImplemented

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dtag_fast.refinement.graph import capture
+from dtag_fast.refinement.cuda_graph import capture
 from dtag_fast.training.config import CriticConfig, PolicyConfig
 
 

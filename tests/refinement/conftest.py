@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from dtag_fast import build_info
-from dtag_fast.refinement import BACKENDS, compiling, cpu, cuda, graph, triton
+from dtag_fast.refinement import BACKENDS, compiled_loop, compiling, cpu, cuda, triton
 from dtag_fast.refinement.backends import BackendName
 from dtag_fast.refinement.execution import Algorithm, Execution
 from tests.refinement.emulation import emulated
@@ -67,8 +67,8 @@ class Way:
             pytest.skip(f"backend {self.backend} cannot run here: {reason}")
         if self.backend == "graph":
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(graph, "compiled", lambda step, like: step)
-                patch.setattr(graph, "_steps", OrderedDict())
+                patch.setattr(compiled_loop, "compiled", lambda step, like: step)
+                patch.setattr(compiled_loop, "_steps", OrderedDict())
                 yield self
             return
         if self.backend == "triton" and not triton.interpreted():
@@ -138,8 +138,8 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(like[-8]))
         return compiling.recorded(step, like)
 
-    monkeypatch.setattr(graph, "compiled", recorded)
-    monkeypatch.setattr(graph, "_steps", OrderedDict())
+    monkeypatch.setattr(compiled_loop, "compiled", recorded)
+    monkeypatch.setattr(compiled_loop, "_steps", OrderedDict())
     return calls
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import dtag_fast
 from dtag_fast import Normalizer, Refiner, refine
-from dtag_fast.refinement import closed_form, compiling, graph
+from dtag_fast.refinement import closed_form, compiled_loop, compiling, graph
 from dtag_fast.refinement.parity import measure_parity, random_batch, random_critic
 from tests.refinement.comparison import (
     assert_equals_reference,
@@ -37,7 +37,7 @@ def test_compiled_it_equals_the_reference() -> None:
     for batch in (17, 32):
         parity = measure_parity(critic, *random_batch(critic, batch), backend="graph")
         assert parity.holds, parity
-    compiled = len(graph._steps)
+    compiled = len(compiled_loop._steps)
 
     # The same compiled step serves other numbers, other weights and another critic.
     other = random_critic(5)
@@ -56,7 +56,7 @@ def test_compiled_it_equals_the_reference() -> None:
         result = refine(random_critic(6), *rows, backend="graph", **options)
     expected = dtag_fast.reference.refine(random_critic(6), *rows, **options)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
-    assert len(graph._steps) == compiled
+    assert len(compiled_loop._steps) == compiled
 
     # Rows do not see their padding, nor each other.
     observations, actions = random_batch(critic, 32)
@@ -210,11 +210,11 @@ def test_what_is_recorded_does_not_keep_the_module_alive(record: list[int]) -> N
 def test_steps_are_shared_by_bucket_and_bounded(
     record: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "MOST_STEPS", 2)
+    monkeypatch.setattr(compiled_loop, "MOST_STEPS", 2)
     critic = random_critic()
     for batch in (0, 1, 3, 4, 5, 8, 4, 0):
         assert_equals_reference(critic, random_batch(critic, batch))
-        assert len(graph._steps) <= 2
+        assert len(compiled_loop._steps) <= 2
     assert record == [1, 4, 8, 1]
 
 

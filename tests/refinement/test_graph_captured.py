@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtag_fast import Refiner, refine
-from dtag_fast.refinement import graph
+from dtag_fast.refinement import cuda_graph, graph
 from dtag_fast.refinement.loop import Refined
 from dtag_fast.refinement.parity import measure_parity, random_batch, random_critic
 from tests.refinement.comparison import assert_equals_reference, attention, needs_compiler
@@ -47,11 +47,11 @@ def captures(record: list[int], monkeypatch: pytest.MonkeyPatch) -> list[Refined
 
         return replay, places
 
-    monkeypatch.setattr(graph, "capture", capture)
+    monkeypatch.setattr(cuda_graph, "capture", capture)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(graph, "_loop_of", graph._captured)
+    monkeypatch.setattr(graph, "_captures", lambda device: True)
     return found
 
 
@@ -89,16 +89,70 @@ def test_a_graph_reads_weights_where_they_lie(captures: list[Refined]) -> None:
         assert len(captures) == count
 
 
+@pytest.mark.parametrize("make", [random_critic, attention])
+def test_a_fast_call_replays_what_there_is(
+    captures: list[Refined], make: Callable[[], nn.Module]
+) -> None:
+    critic = make()
+    refiner = Refiner(critic, backend="graph", step_size=0.5)
+    observations, actions = random_batch(random_critic(), 8)
+    several = torch.stack([actions, -actions], dim=1)
+    sizes = [(observations, actions), (observations, several), (observations[0], actions[0])]
+    for given in sizes:
+        expected = refiner(*given)
+        assert torch.equal(refiner._fast(*given), expected)
+        kept = refiner._fast(*given)
+        refiner._fast(-given[0], given[1])
+        assert torch.equal(kept, expected)  # results are not overwritten
+        if given[0].ndim == 2:
+            assert torch.equal(refiner._fast(given[0][:5], given[1][:5]), expected[:5])
+        if given[1].ndim < 3:
+            assert not refiner._fast(given[0], given[1].clone().requires_grad_()).requires_grad
+        with torch.inference_mode():
+            assert not refiner._fast(*given).is_inference()
+    assert len(captures) == len(sizes)
+    # What has no graph yet, and what would not be what the graph does.
+    assert refiner._fast(observations[:1].repeat(9, 1), actions[:1].repeat(9, 1)) is NotImplemented
+    expected = refiner(observations, actions)
+    for _ in range(2):
+        critic.train(not critic.training)  # with dropout, that of `attention`
+        if make is attention:
+            assert refiner._fast(observations, actions) is NotImplemented
+        refiner(observations, actions)
+        assert refiner._fast(observations, actions) is not NotImplemented
+    assert torch.equal(refiner._fast(observations, actions), expected)
+
+
+def test_a_fast_call_sees_new_weights(captures: list[Refined]) -> None:
+    critic = random_critic()
+    batch = random_batch(critic, 8)
+    refiner = Refiner(critic, backend="graph", step_size=0.5)
+    before = refiner(*batch)
+    critic.weights[0].data.mul_(-1)  # not noticed, but read where they lie
+    changed = refiner._fast(*batch)
+    assert not torch.equal(changed, before)
+    with torch.no_grad():
+        critic.weights[0].mul_(-1)
+    assert refiner._fast(*batch) is NotImplemented
+    assert torch.equal(refiner(*batch), before)
+    assert torch.equal(refiner._fast(*batch), before)
+    assert len(captures) == 1
+    critic.weights[0] = nn.Parameter(critic.weights[0].detach() * -1)
+    assert torch.equal(refiner(*batch), changed)
+    assert torch.equal(refiner._fast(*batch), changed)
+    assert len(captures) == 2
+
+
 def test_graphs_are_bounded_and_die_with_their_critic(
     captures: list[Refined], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "MOST_CAPTURED", 2)
+    monkeypatch.setattr(graph, "MOST_LOOPS", 2)
     critic = random_critic()
     for batch in (1, 2, 4, 1, 1):
         assert_equals_reference(critic, random_batch(critic, batch))
-        assert len(graph._graphs[critic]) <= 2
+        assert len(graph._loops[critic]) <= 2
     assert len(captures) == 4
-    (first, *_) = graph._graphs[critic].values()
+    (first, *_) = graph._loops[critic].values()
     held, alive = weakref.ref(first), weakref.ref(critic)
     del critic, first
     gc.collect()
@@ -132,9 +186,9 @@ def test_on_a_gpu(batch: int) -> None:
         with torch.no_grad():
             for parameter in critic.parameters():
                 parameter.mul_(1.1)
-        graphs = len(graph._graphs[critic])
+        graphs = len(graph._loops[critic])
         assert_equals_reference(critic, (observations, actions))
-        assert len(graph._graphs[critic]) == graphs
+        assert len(graph._loops[critic]) == graphs
 
 
 @pytest.mark.gpu

@@ -92,7 +92,7 @@ def _is_view(func: Any) -> bool:
 def capturing(
     found: list[Recording],
 ) -> Callable[[Callable[[], Any], torch.device], tuple[Callable[[], None], Any]]:
-    """In place of `refinement.graph.capture`, warm-up and all; recordings are added to `found`."""
+    """In place of `cuda_graph.capture`, warm-up and all; recordings are added to `found`."""
 
     def capture(
         function: Callable[[], Outputs], device: torch.device

@@ -57,8 +57,8 @@ def make_model() -> ModelFactory:
         )
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim == 2:
-                    parameter.normal_(std=0.6)
+                if parameter.ndim == 2:  # as suits the width, or rounding grows with every block
+                    parameter.normal_(std=0.6 * (6 / model.config.embedding_dim) ** 0.5)
             model.predict_action.weight *= 0.3  # off the flat ends of the tanh
         return model.eval()
 

@@ -40,21 +40,6 @@ PREDICTORS: dict[str, TokenPredictor] = {"dt": FixedTarget(11.0), "reinformer": 
 ISAS = [isa for isa in build_info.describe()["isas"].split(", ") if isa not in ("", "scalar")]
 
 
-@pytest.fixture
-def make(make_model: ModelFactory) -> ModelFactory:
-    """`make_model` with weights that suit the width, or rounding would grow with every block."""
-
-    def made(kind: str, **config: Any) -> SequenceModel:
-        model = make_model(kind, **config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 2:
-                    parameter.mul_((6 / model.config.embedding_dim) ** 0.5)
-        return model
-
-    return made
-
-
 def both(
     model: SequenceModel, predictor: TokenPredictor, critic: Critic | None = None, envs: int = 3
 ) -> list[Policy]:
@@ -104,14 +89,14 @@ def compare(policies: list[Policy], steps: int, seed: int = 0, resets: bool = Tr
     ids=lambda config: "-".join(str(each) for each in config.values()) or "default",
 )
 def test_equals_torch(
-    make: ModelFactory,
+    make_model: ModelFactory,
     critic: Critic,
     attention: str,
     kind: str,
     refined: bool,
     config: dict[str, Any],
 ) -> None:
-    model = make(kind, attention=attention, **config)
+    model = make_model(kind, attention=attention, **config)
     policies = both(model, PREDICTORS[kind], critic if refined else None)
     compare(policies, 12)
     for policy in policies:
@@ -121,7 +106,7 @@ def test_equals_torch(
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("attention", ["full", "sliding"])
-def test_every_instruction_set(make: ModelFactory, isa: str, attention: str) -> None:
+def test_every_instruction_set(make_model: ModelFactory, isa: str, attention: str) -> None:
     """Batches of one row to more than go through the blocks together."""
     from dtag_fast import _native
 
@@ -129,7 +114,7 @@ def test_every_instruction_set(make: ModelFactory, isa: str, attention: str) -> 
     _native.select_isa(isa)
     try:
         for envs in (1, 2, 5, 17):
-            model = make("reinformer", attention=attention, embedding_dim=72)
+            model = make_model("reinformer", attention=attention, embedding_dim=72)
             compare(both(model, ReturnHead(), envs=envs), 7)
     finally:
         _native.select_isa(before)
@@ -148,7 +133,7 @@ def rounded(model: SequenceModel) -> SequenceModel:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("attention", ["full", "sliding"])
 @pytest.mark.parametrize("kind", ["dt", "reinformer"])
-def test_bfloat16(make: ModelFactory, isa: str, kind: str, attention: str) -> None:
+def test_bfloat16(make_model: ModelFactory, isa: str, kind: str, attention: str) -> None:
     """What torch makes of rounded weights and inputs, but for a number that is rounded otherwise
     once in a while; and so close to the model that it is the same policy. Odd widths, too."""
     from dtag_fast import _native
@@ -158,7 +143,7 @@ def test_bfloat16(make: ModelFactory, isa: str, kind: str, attention: str) -> No
     try:
         for width, heads in ((48, 3), (25, 25)):  # powers of 4 a head: its scale is exact
             sizes = {"attention": attention, "embedding_dim": width, "attention_heads": heads}
-            model, twin = make(kind, **sizes), rounded(make(kind, **sizes))
+            model, twin = make_model(kind, **sizes), rounded(make_model(kind, **sizes))
             policies = [
                 Policy(model, PREDICTORS[kind], inference="native", precision="bf16"),
                 Policy(twin, PREDICTORS[kind], inference="torch"),

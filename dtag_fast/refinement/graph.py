@@ -169,6 +169,8 @@ def fast_call(
     sizes = getattr(module, "observation_dim", None), getattr(module, "action_dim", None)
 
     def refine(observations: Tensor, actions: Tensor, starts: int) -> Any:
+        if _inside_capture(device):
+            return NotImplemented
         points = actions if actions.ndim == 3 else actions.unsqueeze(1)
         loop = _known(critic, _key(critic, options, observations, points))
         if loop is None or not critic.is_current():
@@ -199,6 +201,11 @@ def _captures(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def _inside_capture(device: torch.device) -> bool:
+    """Whether the caller captures a CUDA graph, of which refinement is to be a part."""
+    return _captures(device) and torch.cuda.is_current_stream_capturing()
+
+
 _loops: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Key, Loop | Captured]]
 _loops = weakref.WeakKeyDictionary()
 
@@ -207,8 +214,7 @@ def _loop_of(critic: Recorded, key: Key) -> Loop | Captured:
     """The critic's CUDA graph of the loop; the loop itself on the CPU, and where the caller
     captures a graph.
     """
-    captures = _captures(key.device)
-    if captures and torch.cuda.is_current_stream_capturing():
+    if _inside_capture(key.device):
         return Loop(key)
     with _lock:
         known = _known(critic, key)
@@ -216,6 +222,7 @@ def _loop_of(critic: Recorded, key: Key) -> Loop | Captured:
             loops = _loops.setdefault(_there(critic), OrderedDict())
             loops.pop(key, None)
             loop = Loop(key)
+            captures = _captures(key.device)
             known = loops[key] = Captured(loop, critic.weights) if captures else loop
             while len(loops) > MOST_LOOPS:
                 loops.popitem(last=False)

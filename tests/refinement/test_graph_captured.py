@@ -163,10 +163,19 @@ def test_graphs_are_bounded_and_die_with_their_critic(
 def test_inside_a_callers_capture_the_loop_is_part_of_it(
     captures: list[Refined], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     critic = random_critic()
-    assert_equals_reference(critic, random_batch(critic, 3))
-    assert not captures
+    batch = random_batch(critic, 3)
+    refiner = Refiner(critic, backend="graph", step_size=0.5)
+    expected = refiner(*batch)
+    assert torch.equal(refiner._fast(*batch), expected)
+    before = len(captures)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        patch.setattr(cuda_graph.Captured, "_run", lambda *_: pytest.fail("a replay in a capture"))
+        assert refiner._fast(*batch) is NotImplemented
+        assert torch.equal(refiner(*batch), expected)
+        assert_equals_reference(critic, batch)
+    assert len(captures) == before
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

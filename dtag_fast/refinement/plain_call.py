@@ -37,24 +37,23 @@ def plain_call(
     def of_tensors(observations: Tensor, actions: Tensor) -> Any:
         if not (is_plain(observations) and is_plain(actions)):
             return NotImplemented
-        single = observations.ndim == 1 and actions.ndim == 1
-        if single:
-            observations, actions = observations.unsqueeze(0), actions.unsqueeze(0)
-        shape = actions.shape
-        if len(shape) not in (2, 3) or action_dim not in (shape[-1], None):
-            return NotImplemented
+        observed, shape = observations.shape, actions.shape
+        if len(observed) == 1 and len(shape) == 1:
+            refined = of_tensors(observations.unsqueeze(0), actions.unsqueeze(0))
+            return refined if refined is NotImplemented else refined.squeeze(0)
         starts = shape[1] if len(shape) == 3 else 1
         if (
-            starts == 0
+            len(observed) != 2
+            or len(shape) not in (2, 3)
+            or observed[0] != shape[0]
             or shape[0] not in rows
-            or observations.ndim != 2
-            or observations.shape[0] != shape[0]
-            or observation_dim not in (observations.shape[1], None)
+            or starts == 0
+            or observation_dim not in (observed[1], None)
+            or action_dim not in (shape[-1], None)
             or not version.is_current()
         ):
             return NotImplemented
-        refined = refine(observations, actions, starts)
-        return refined.squeeze(0) if single and refined is not NotImplemented else refined
+        return refine(observations, actions, starts)
 
     def call(observations: Any, actions: Any) -> Any:
         if type(observations) is Tensor and type(actions) is Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,35 +34,42 @@ def plain_call(
             and not array.is_neg()
         )
 
-    def of_tensors(observations: Tensor, actions: Tensor) -> Any:
-        if not (is_plain(observations) and is_plain(actions)):
-            return NotImplemented
-        observed, shape = observations.shape, actions.shape
+    def starts_of(observed: Sequence[int], shape: Sequence[int]) -> int:
+        """N, if arrays of these shapes may come; else 0."""
         if len(observed) == 1 and len(shape) == 1:
-            refined = of_tensors(observations.unsqueeze(0), actions.unsqueeze(0))
-            return refined if refined is NotImplemented else refined.squeeze(0)
-        starts = shape[1] if len(shape) == 3 else 1
+            observed, shape = (1, *observed), (1, *shape)
         if (
             len(observed) != 2
             or len(shape) not in (2, 3)
             or observed[0] != shape[0]
             or shape[0] not in rows
-            or starts == 0
             or observation_dim not in (observed[1], None)
             or action_dim not in (shape[-1], None)
             or not version.is_current()
         ):
-            return NotImplemented
-        return refine(observations, actions, starts)
+            return 0
+        return shape[1] if len(shape) == 3 else 1
 
     def call(observations: Any, actions: Any) -> Any:
-        if type(observations) is Tensor and type(actions) is Tensor:
-            return of_tensors(observations, actions)
-        if not (_is_plain_numpy(observations) and _is_plain_numpy(actions)):
+        tensors = type(observations) is Tensor and type(actions) is Tensor
+        may_come = is_plain if tensors else _is_plain_numpy
+        if not (may_come(observations) and may_come(actions)):
             return NotImplemented
-        tensors = (torch.from_numpy(array).to(device) for array in (observations, actions))
-        refined = of_tensors(*tensors)
-        return refined if refined is NotImplemented else refined.cpu().numpy()
+        starts = starts_of(observations.shape, actions.shape)
+        if starts == 0:
+            return NotImplemented
+        if not tensors:
+            observations = torch.from_numpy(observations).to(device)
+            actions = torch.from_numpy(actions).to(device)
+        single = observations.ndim == 1
+        if single:
+            observations, actions = observations.unsqueeze(0), actions.unsqueeze(0)
+        refined = refine(observations, actions, starts)
+        if refined is NotImplemented:
+            return refined
+        if single:
+            refined = refined.squeeze(0)
+        return refined if tensors else refined.cpu().numpy()
 
     return call
 

@@ -162,6 +162,19 @@ def test_changed_weights_end_it(where: Where) -> None:
     assert torch.equal(refiner(observations, actions), before)
 
 
+def test_numpy_arrays_are_sent_once(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
+    refiner, observations, actions = where.ready()
+    rows, points = observations.cpu().numpy(), actions.cpu().numpy()
+    fast = refiner._fast
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "from_numpy", lambda _: pytest.fail("sent before it was looked at"))
+        assert fast(rows[:, :-1].copy(), points) is NotImplemented
+        assert fast(rows, points[:-1]) is NotImplemented
+        with torch.no_grad():
+            refiner.critic.get_parameter("weights.0").mul_(-1.0)
+        assert fast(rows, points) is NotImplemented
+
+
 # The cuda backend's
 
 

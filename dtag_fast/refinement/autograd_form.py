@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dtag_fast.refinement.closed_form import ClosedForm, Pullback
+from dtag_fast.refinement.inputs import by_head
 
 _lock = threading.RLock()
 
@@ -67,14 +68,8 @@ class Autograd:
         with torch.enable_grad():
             points = actions.detach().requires_grad_()
             named = dict(zip(self._names, weights, strict=True))
-            q: Tensor = torch.func.functional_call(module, named, (prepared, points))
-            if q.ndim == 1:
-                q = q.unsqueeze(0)
-        if q.ndim != 2 or q.shape[1] != len(actions):
-            raise ValueError(
-                f"critic: expected Q of shape [E, {len(actions)}] or [{len(actions)}] "
-                f"for {len(actions)} rows, got {list(q.shape)}"
-            )
+            q = torch.func.functional_call(module, named, (prepared, points))
+            q = by_head(q, len(actions))
 
         def pullback(cotangent: Tensor) -> Tensor:
             (gradient,) = torch.autograd.grad(q, points, cotangent.to(q.dtype))

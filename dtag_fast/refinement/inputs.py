@@ -122,6 +122,17 @@ def _to_float32(array: Tensor | NDArray[Any], device: torch.device | None) -> Te
     return torch.from_numpy(plain).to(device or "cpu")
 
 
+def by_head(q: Tensor, rows: int) -> Tensor:
+    """A critic's Q of so many rows, [E, R] or [R], as [E, R]; ValueError if it is neither."""
+    heads = q.unsqueeze(0) if q.ndim == 1 else q
+    if heads.ndim != 2 or heads.shape[1] != rows:
+        raise ValueError(
+            f"critic: expected Q of shape [E, {rows}] or [{rows}] for {rows} rows, got "
+            f"{list(heads.shape)}"
+        )
+    return heads
+
+
 def device_of(critic: nn.Module) -> torch.device | None:
     """Where the critic computes; None for a module without parameters and buffers."""
     tensors = itertools.chain(critic.parameters(), critic.buffers())

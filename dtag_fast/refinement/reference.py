@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dtag_fast.refinement.execution import DEFAULT, Execution
-from dtag_fast.refinement.inputs import Array, check_inputs
+from dtag_fast.refinement.inputs import Array, by_head, check_inputs
 from dtag_fast.refinement.options import (
     ADAM_BETAS,
     EPSILON,
@@ -173,14 +173,7 @@ def _value(
     critic: nn.Module, observations: Tensor, actions: Tensor, options: RefineOptions
 ) -> Tensor:
     """The ensemble's Q [R] of actions [R, A]."""
-    q: Tensor = critic(observations, actions)
-    if q.ndim == 1:
-        q = q.unsqueeze(0)
-    if q.ndim != 2 or q.shape[1] != len(actions):
-        raise ValueError(
-            f"critic: expected Q of shape [E, {len(actions)}] or [{len(actions)}] "
-            f"for {len(actions)} rows, got {list(q.shape)}"
-        )
+    q = by_head(critic(observations, actions), len(actions))
     if options.ensemble == "min":
         # argmin and gather give the whole gradient to the first minimiser; min would share it.
         return q.gather(0, q.argmin(dim=0, keepdim=True)).squeeze(0)

@@ -123,7 +123,7 @@ class MapBuilder {
         DTAG_UNROLLED
         for (int s = 0; s < 2; ++s) {
           if (lane.row[s] >= job_.rows || lane.column[s] >= of_map) continue;
-          // A lane has four neighbouring units of each sixteen (refinement/cuda.py has them in that order).
+          // A lane has four neighbouring units of each sixteen (refinement/cuda_layouts.py has them in that order).
           float* const map = maps_of(lane.row[s]) + first_unit_ * of_map +
                              lane.column[s] * units_together + index % 4 * 4;
           const float* const bias = in_shared<float>(at_.bias) + index % 4 * 4;

@@ -139,7 +139,7 @@ int64_t floats_for_maps(const PackedCritic& critic, bool dense, int64_t rows) {
   Job job(critic);
   job.dense = dense;
   job.rows = rows;
-  return rows_with_maps(job) * floats_of_maps(critic);
+  return floats_with_queue(job);
 }
 
 void refine(const PackedCritic& critic, const Settings& settings, bool dense, int64_t rows,

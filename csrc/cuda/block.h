@@ -51,19 +51,24 @@ DTAG_BOTH int64_t next_row(Block& block, const Job& job, int64_t row) {
 //   give(to, number)   to the shared memory of the cluster's first block
 //   expect(bytes)      by that block: so many will be given
 //   receive()          by that block: wait until they are there
+// Of rows some take twice as long as others: those of a queue (Team::queued) are taken by whoever is free,
+// others are dealt out in advance.
 template <int actions, int blocks, typename Precision, typename Block>
 DTAG_BOTH void refine_rows(Block& block, const Job& job) {
   constexpr bool apart = blocks > 1;
   constexpr bool marks = std::is_same_v<Precision, Bf16> && !apart;
   if (marks && job.marked) wait_for_kernel_before();
-  for (int64_t row = next_row<marks>(block, job, block.index()); row < job.rows;
-       row = next_row<marks>(block, job, row + block.count())) {
+  for (int64_t row = next_row<marks>(block, job, block.index()), next; row < job.rows;
+       row = next_row<marks>(block, job, next)) {
+    next = row + block.count();
     if constexpr (apart) block.arrive();
-    block.teams([&](auto& walk, int rank) DTAG_INLINED { walk.take(row, row + block.count(), apart, rank); });
+    block.teams([&](auto& walk, int rank) DTAG_INLINED { walk.take(row, next, apart, rank); });
     if constexpr (apart) build_apart(block);
     block.teams([&](auto& walk, int rank) DTAG_INLINED {
       if (rank == 0) walk.finish();
     });
+    if constexpr (Block::Team::queued)
+      block.teams([&](auto& walk, int) DTAG_INLINED { next = block.count() + walk.draw(); });
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "job.h"
 #include "mark.cuh"
+#include "memory.h"
 #include "team.h"
 
 namespace dtag::cuda {
@@ -66,11 +67,11 @@ __device__ __forceinline__ bool marks() { return threadIdx.x + warp_size == bloc
 #endif
 
 // A row's threads.
-template <int actions, int units_of_thread, bool has_room>
+template <int actions, int units_of_thread, bool has_room, bool from_queue, bool is_crowded>
 class DeviceTeam {
  public:
   static constexpr int units = units_of_thread;
-  static constexpr bool roomy = has_room;
+  static constexpr bool roomy = has_room, queued = from_queue, crowded = is_crowded;
   using Unit = Thread<actions, units, roomy>;
 
   __device__ DeviceTeam(const Job& job, float* shared) : shared_(shared) {
@@ -177,6 +178,18 @@ class DeviceTeam {
     if (seat_.head == 0 && seat_.thread < warp_size) f(lane_, lane_index());
   }
 
+  // By one thread, without a branch, so that it goes on meanwhile.
+  __device__ __forceinline__ void draw(bool so, int32_t* counter) {
+    if constexpr (queued) draw_if(so && threadIdx.x == 0, counter, number_);
+  }
+  __device__ __forceinline__ void put_drawn(bool so) const {
+    if constexpr (queued)
+      store_if(so && threadIdx.x == 0, reinterpret_cast<int*>(shared_) + SharedLayout::drawn, number_);
+  }
+  __device__ __forceinline__ int drawn() const {
+    return reinterpret_cast<const int*>(shared_)[SharedLayout::drawn];
+  }
+
  private:
   template <typename Word>
   __device__ __forceinline__ void put(int to, Word value) const {
@@ -188,13 +201,14 @@ class DeviceTeam {
   float* shared_;
   Unit unit_;
   Lane lane_;
+  int number_;  // that was drawn, by one thread
 };
 
 // blocks: of a cluster, all of which take the same rows, or 1.
-template <int actions, int units, int blocks, bool roomy, typename Precision>
+template <int actions, int units, int blocks, bool roomy, bool queued, bool crowded, typename Precision>
 class DeviceBlock {
  public:
-  using Team = DeviceTeam<actions, units, roomy>;
+  using Team = DeviceTeam<actions, units, roomy, queued, crowded>;
 
   __device__ DeviceBlock(const Job& job, float* shared)
       : shared_(shared), walk_(Team(job, shared), job) {

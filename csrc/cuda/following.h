@@ -19,7 +19,7 @@ class Following : public FullNetwork<actions, Precision, Team> {
   using Base::both_sums_;
   using Base::bring_map;
   using Base::critic_;
-  using Base::deep_;
+  using Base::deep;
   using Base::evaluate_full;
   using Base::evaluate_in_region;
   using Base::job_;
@@ -37,7 +37,7 @@ class Following : public FullNetwork<actions, Precision, Team> {
     look_from_base();
     corrections_ = 0;
     lost_ = 0.0f;
-    if (deep_) {
+    if (deep()) {
       if (marked) team_.sync();
       const int built = mark(true);
       if (placed()) return;
@@ -56,19 +56,20 @@ class Following : public FullNetwork<actions, Precision, Team> {
            static_cast<float>(critic_.heads * (critic_.first_units + critic_.top_units));
   }
 
-  // Each warp's sums of q and its gradient at the action, seen by all.
-  DTAG_BOTH void evaluate_sums(bool entering) {
+  // Each warp's sums of q and its gradient at the action, seen by all. draws: a number too, if it can.
+  DTAG_BOTH void evaluate_sums(bool entering, bool draws) {
     sums_ = both_sums_ - sums_;  // the others, which nobody reads any more
     full_ = !walks_;
     if (stands_) {
-      if (!probe() || !deep_) return;
+      drawn_ = drawn_ || draws;
+      if (!probe(draws) || !deep()) return;
       follow(entering);
     } else if (walks_) {
-      if (!built_) {
+      if (Team::queued || !built_) {
         place(false);
-        if (given_)
+        if (Team::queued || given_)
           take_signs();
-        else if (deep_)
+        else if (deep())
           bring_map(true);
         given_ = false;
       }
@@ -120,6 +121,7 @@ class Following : public FullNetwork<actions, Precision, Team> {
   bool built_ = false;  // the first map was built by a cluster
   bool given_ = false;  // it was built before the kernel, and is there
   bool stands_ = false;  // there are regions, with their map
+  bool drawn_ = false;   // the number of a row was drawn, after this one
   int corrections_ = 0;  // since the regions were placed
   float build_cost_ = -1.0f;  // negative: there are no regions
   float patience_ = 0.0f, lost_ = 0.0f;

@@ -21,7 +21,7 @@ class FullNetwork : public Listed<actions, Precision, Team> {
  protected:
   using Base::at_;
   using Base::critic_;
-  using Base::deep_;
+  using Base::deep;
   using Base::first_layer;
   using Base::gather_action;
   using Base::get_output;
@@ -52,7 +52,7 @@ class FullNetwork : public Listed<actions, Precision, Team> {
   // finite its zeros would become NaN.
   DTAG_BOTH void evaluate_full() {
     const float negative_slope = critic_.negative_slope;
-    const bool two = deep_;
+    const bool two = deep();
     float x[actions];
     gather_action(x);
     team_.each([&](Unit& thread, const Seat& here) {

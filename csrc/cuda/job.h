@@ -37,6 +37,14 @@ constexpr int most_map_width = 512;  // P, with tf32x3
 constexpr int kernel_actions[] = {2, 4, 6, 8, 12, 17, 24, 32};
 DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 : 2; }
 DTAG_BOTH constexpr int units_of_lean(int actions) { return 2 * units_per_thread(actions); }
+// Whether of rows whose maps were built before, that wait in a queue, a multiprocessor holds half as many
+// again as of the lean kernel's others, by threads with 168 registers: where that does for all they need.
+#ifndef DTAG_CROWDED_WITH_MAPS
+#define DTAG_CROWDED_WITH_MAPS 1  // 0: as many as of others, to compare
+#endif
+DTAG_BOTH constexpr bool crowded_with_maps(int actions) {
+  return DTAG_CROWDED_WITH_MAPS != 0 && actions <= 6;
+}
 // Of a cluster: they build a row's map together, a thread half of the columns of a hidden unit.
 DTAG_BOTH constexpr int blocks_of_cluster(int actions) { return 2 * units_per_thread(actions); }
 // Hidden units that lie together in arrays with rows for each action dimension.
@@ -155,6 +163,8 @@ struct SharedLayout {
 
   // Of a cluster, 8 bytes each: what is on its way to the block, the map and a slice of W_2^T.
   static constexpr int map_mark = 0, slice_mark = 2;
+  // Of a block that takes rows from a queue, an integer: the number that it drew. Clusters do not.
+  static constexpr int drawn = 0;
 
   int threads_per_head;
   int warps_per_head;
@@ -219,6 +229,7 @@ struct Job {
   const float* observations = nullptr;  // [B, S], raw
   const float* actions = nullptr;       // [B, N, A]
   float* maps = nullptr;                // [B, floats_of_maps()], the first ones; null: not built before
+  int32_t* queue = nullptr;             // [1], with maps: how many rows were drawn
   Result result;                        // as for every other kernel
 };
 

@@ -199,6 +199,9 @@ cudaError_t launch_walk(const Job& job, Kind kind, int device, cudaStream_t stre
     const bool many = job.rows > occupancy.teams && why_none(Kind::lean, critic) == nullptr;
     if (few) plan = planned(Kind::cluster);
     if (many) plan = planned(Kind::lean);
+    // Rows beyond those: which is free takes them.
+    if (many && job.maps != nullptr && job.rows > occupancy.teams)
+      plan = plan_for(critic, kinds.queued, device, &occupancy, &error);
     if ((few || many) && occupancy.teams == 0) plan = planned(Kind::row);
   }
   if (error != cudaSuccess) return error;
@@ -238,6 +241,8 @@ const char* prepare(const PackedCritic& critic, int device) {
   bool tiles;
   if (error == cudaSuccess) error = find_tiles(critic, device, &tiles);
   Occupancy occupancy{};
+  if (critic.precision == Precision::tf32x3 && why_none(Kind::lean, critic) == nullptr)
+    plan_for(critic, kinds->queued, device, &occupancy, &error);
   for (const Kind kind : {Kind::cluster, Kind::lean, Kind::row}) {
     if (why_none(kind, critic) != nullptr) continue;
     plan_for(critic, kernel_of(critic, *kinds, kind), device, &occupancy, &error);
@@ -271,6 +276,7 @@ const char* launch(const Job& job, Kind kind, int device, uintptr_t stream) {
     error = find_tiles(job.critic, device, &whole.marked);
   if (whole.marked && error == cudaSuccess) error = launch_tiles(job, device, on);
   const int64_t with_maps = rows_with_maps(job), most = with_maps > 0 ? with_maps : job.rows;
+  whole.queue = queue_behind_maps(job);
   for (int64_t first = 0; first < job.rows && error == cudaSuccess; first += most) {
     const Job part = part_of(whole, first, most);
     if (with_maps > 0) error = launch_maps(part, device, on);

@@ -38,6 +38,17 @@ inline int64_t rows_with_maps(const Job& job) {
   return std::min(job.rows, std::max<int64_t>(1, most_floats_of_maps / floats_of_maps(job.critic)));
 }
 
+// The memory for job.maps: the maps, and behind them the queue.
+inline int64_t floats_with_queue(const Job& job) {
+  const int64_t rows = rows_with_maps(job);
+  return rows == 0 ? 0 : rows * floats_of_maps(job.critic) + 1;
+}
+inline int32_t* queue_behind_maps(const Job& job) {
+  static_assert(sizeof(int32_t) == sizeof(float), "it takes the place of a float");
+  const int64_t size = floats_with_queue(job);
+  return size == 0 ? nullptr : reinterpret_cast<int32_t*>(job.maps + size - 1);
+}
+
 // Load the kernels for the shape onto the device, so that a later launch loads nothing: it may then
 // be captured in a CUDA graph. Null, or CUDA's error.
 const char* prepare(const PackedCritic& critic, int device);
@@ -46,7 +57,7 @@ const char* prepare(const PackedCritic& critic, int device);
 const char* why_none(Kind kind, const PackedCritic& critic, int device);
 
 // Enqueue the job on the stream, a cudaStream_t; nothing is allocated and nothing waited for. job.maps has
-// room for rows_with_maps(). Null, or CUDA's error, or why there is no kernel of that kind. A job of no rows
+// room for floats_with_queue(). Null, or CUDA's error, or why there is no kernel of that kind. A job of no rows
 // does nothing.
 const char* launch(const Job& job, Kind kind, int device, uintptr_t stream);
 

@@ -23,7 +23,7 @@ class Listed : public Region<actions, Precision, Team> {
   // Of a row whose map a cluster builds: send for what a block needs to build its part; with the first
   // row for the slice of W_2^T that all of them need.
   DTAG_BOTH void send_for_part(int part, bool first) {
-    if (!this->deep_ || job_.dense) return;
+    if (!this->deep() || job_.dense) return;
     team_.each([&](Unit& thread, const Seat& seat) {
       thread.bias = critic_.second_bias[seat.head * width() + Share(*this, part, seat).unit];
     });
@@ -188,41 +188,46 @@ class Listed : public Region<actions, Precision, Team> {
       }
       if (thread.marked % (1 << units) == 0) return;
       int next = (thread.marked >> units) - first;  // in the list
-      bool listed[units];
-      float* to[units];
-      float change[units];
       const int row = in_head(seat) * row_bytes;
+      // Few units and terms at a time, of which there are registers.
+      constexpr int together = Team::crowded && units > 4 ? 4 : units;
       DTAG_UNROLLED
-      for (int u = 0; u < units; ++u) {
-        const bool marked = (thread.marked >> u & 1) != 0;
-        listed[u] = marked && next >= 0 && next < at_.capacity;
-        if constexpr (Team::roomy)
-          store_if(listed[u], list_of(e) + next, row + to_unit(u) * row_bytes);
-        else if (listed[u])
-          list_of(e)[next] = row + to_unit(u) * row_bytes;
-        to[u] = terms_of(e) + next * stride;
-        change[u] = is_active(thread.kept[u]) ? on : off;
-        if (marked) ++next;
-      }
-      DTAG_UNROLLED
-      for (int part = 0; part < stride; part += 4) {  // few at a time, of which there are registers
-        float by[4][units] = {};
+      for (int from = 0; from < units; from += together) {
+        bool listed[together];
+        float* to[together];
+        float change[together];
         DTAG_UNROLLED
-        for (int k = part; k < part + 4 && k <= actions; ++k)
-          if (k == 0)
-            this->get_base(thread, seat, by[0]);
-          else if (keeps_first)
-            for (int u = 0; u < units; ++u) by[k - part][u] = thread.first[k - 1][u];
-          else
-            load_first(seat, k - 1, by[k - part]);
-        DTAG_UNROLLED
-        for (int u = 0; u < units; ++u) {
-          float term[4];
-          for (int i = 0; i < 4; ++i) term[i] = change[u] * by[i][u];
+        for (int u = 0; u < together; ++u) {
+          const bool marked = (thread.marked >> (from + u) & 1) != 0;
+          listed[u] = marked && next >= 0 && next < at_.capacity;
           if constexpr (Team::roomy)
-            store_if(listed[u], to[u] + part, term);
+            store_if(listed[u], list_of(e) + next, row + to_unit(from + u) * row_bytes);
           else if (listed[u])
-            store_shared(to[u] + part, term);
+            list_of(e)[next] = row + to_unit(from + u) * row_bytes;
+          to[u] = terms_of(e) + next * stride;
+          change[u] = is_active(thread.kept[from + u]) ? on : off;
+          if (marked) ++next;
+        }
+        DTAG_UNROLLED
+        for (int part = 0; part < stride; part += 4) {
+          float by[4][together] = {};
+          DTAG_UNROLLED
+          for (int k = part; k < part + 4 && k <= actions; ++k)
+            if (k == 0)
+              this->get_base(thread, seat, by[0], from);
+            else if (keeps_first)
+              for (int u = 0; u < units; ++u) by[k - part][u] = thread.first[k - 1][u];
+            else
+              load_first(seat, k - 1, by[k - part], from);
+          DTAG_UNROLLED
+          for (int u = 0; u < together; ++u) {
+            float term[4];
+            for (int i = 0; i < 4; ++i) term[i] = change[u] * by[i][u];
+            if constexpr (Team::roomy)
+              store_if(listed[u], to[u] + part, term);
+            else if (listed[u])
+              store_shared(to[u] + part, term);
+          }
         }
       }
     });
@@ -258,7 +263,7 @@ class Listed : public Region<actions, Precision, Team> {
 
   // Add the listed rows to the maps of the threads' units.
   DTAG_BOTH void add_listed(int first) {
-    constexpr int ahead = Team::roomy ? 3 : units == units_of_lean(actions) ? 2 : 1;
+    constexpr int ahead = Team::roomy ? 3 : units == units_of_lean(actions) && !Team::crowded ? 2 : 1;
     team_.each([&](Unit& thread, const Seat& here) {
       const Seat seat = anew(here);
       add_rows<4, ahead>(seat.head, 0, count_listed(thread.count, first),

@@ -54,6 +54,7 @@ class MapBuilder {
         lane.std = observed ? critic_.std[index] : 1.0f;
         lane.low = job_.settings.low[index];
         lane.high = job_.settings.high[index];
+        if (first_unit_ == 0 && index == 0) *job_.queue = 0;  // by several, before the walk
       });
     });
   }

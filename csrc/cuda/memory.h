@@ -245,6 +245,18 @@ DTAG_BOTH void wait_for_kernel_before() {
 #endif
 }
 
+// What the counter was, of which each number is given once; if so, and without waiting for it.
+DTAG_BOTH void draw_if(bool so, int32_t* counter, int& into) {
+#ifdef __CUDA_ARCH__
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p atom.global.add.s32 %0, [%2], 1; }"
+               : "+r"(into)
+               : "r"(so ? 1 : 0), "l"(counter)
+               : "memory");
+#else
+  if (so) into = (*counter)++;
+#endif
+}
+
 // By the one thread that uses the counter; without waiting for what it was.
 DTAG_BOTH void add(int64_t* counter, int count) {
 #ifdef __CUDA_ARCH__

@@ -41,6 +41,8 @@ class Region {
   static constexpr bool keeps_first = whole && actions <= 6;  // W_1a
 
   DTAG_BOTH int width() const { return critic_.layout.width; }
+  // Whether there are two hidden layers: known of what has maps.
+  DTAG_BOTH bool deep() const { return Team::queued || deep_; }
   // The first of a thread's units within its head.
   DTAG_BOTH int in_head(const Seat& seat) const { return seat.first - seat.head * width(); }
   // The first of a thread's units in the first of `rows` rows of an array [E, P / 64, rows, 64]: a
@@ -157,12 +159,13 @@ class Region {
       for (int u = 0; u < units; ++u) z[u] = fmaf(x[a], w[u], z[u]);
     }
   }
-  // z_1 at the base of the region, of the thread's units.
-  DTAG_BOTH void get_base(const Unit& thread, const Seat& seat, float (&into)[units]) const {
+  // z_1 at the base of the region, of the thread's units, or of four of them.
+  template <int count>
+  DTAG_BOTH void get_base(const Unit& thread, const Seat& seat, float (&into)[count], int from = 0) const {
     if constexpr (Team::roomy)
-      for (int u = 0; u < units; ++u) into[u] = thread.base[u];
+      for (int u = 0; u < count; ++u) into[u] = thread.base[from + u];
     else
-      load_shared(own(at_.base, seat), into, far_units);
+      load_shared(own(at_.base, seat) + to_unit(from), into, far_units);
   }
   // w, of the thread's units.
   DTAG_BOTH void get_output(const Unit& thread, const Seat& seat, float (&into)[units]) const {
@@ -171,10 +174,11 @@ class Region {
     else
       load(critic_.output + seat.first, into);
   }
-  // Of W_1a, the thread's units of a dimension.
-  DTAG_BOTH void load_first(const Seat& seat, int a, float (&into)[units]) const {
-    load(critic_.action_weights + by_groups(seat, actions) + a * group_units, into,
-         far_units * actions);
+  // Of W_1a, the thread's units of a dimension, or four of them.
+  template <int count>
+  DTAG_BOTH void load_first(const Seat& seat, int a, float (&into)[count], int from = 0) const {
+    const float* const first = critic_.action_weights + by_groups(seat, actions) + a * group_units;
+    load(first + to_unit(from) * actions, into, far_units * actions);
   }
 
   // Make the action the base: z_1 there. With one hidden layer that is the map.
@@ -196,7 +200,7 @@ class Region {
         for (int u = 0; u < units; ++u) thread.base[u] = thread.kept[u];
       else
         store_shared(own(at_.base, seat), thread.kept, far_units);
-      if (!deep_) {
+      if (!deep()) {
         for (int u = 0; u < units; ++u) thread.map[0][u] = thread.kept[u];
         DTAG_UNROLLED
         for (int a = 0; a < actions; ++a) load_first(seat, a, thread.map[1 + a]);
@@ -219,8 +223,10 @@ class Region {
   }
 
   // As if the region reached to base + move: each warp's sums of q and its gradient. Whether it does
-  // not, since a sign of z_1 is another one there; all that was written is seen by all after.
-  DTAG_BOTH bool probe() {
+  // not, since a sign of z_1 is another one there; all that was written is seen by all after. draws: a
+  // number too, which is on its way meanwhile.
+  DTAG_BOTH bool probe(bool draws) {
+    team_.draw(draws, job_.queue);
     gather_move();
     team_.each([&](Unit& thread, const Seat& seat) {
       float base[units];
@@ -228,6 +234,7 @@ class Region {
       first_layer(base, move_, seat, thread, thread.kept);
     });
     sum_up();
+    team_.put_drawn(draws);
     return team_.any([&](Unit& thread, const Seat&) {
       return signs_of(thread) != thread.signs;
     });
@@ -287,7 +294,7 @@ class Region {
   const PackedCritic& critic_;
   const SharedLayout& at_;
   int64_t row_ = -1;      // none was taken
-  bool deep_;            // two hidden layers
+  bool deep_;            // deep()
   int sums_;             // where in shared memory the last sums of warps are
   int both_sums_;        // there, and where those before are, together
   float move_[actions];  // action - base

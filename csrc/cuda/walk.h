@@ -25,20 +25,20 @@ class Walk : public Following<actions, Precision, Team> {
   using Base = Following<actions, Precision, Team>;
   using Base::Base;
 
-  // Take a row, after which `next` will be taken: its observation's share of z_1. If its first map is to
+  // Take a row, while `next` will be taken soon, by whomever: its observation's share of z_1. If its first map is to
   // be built apart, by a cluster, list the rows of W_2^T that it is made of: be ready for add_part().
   DTAG_BOTH void take(int64_t row, int64_t next, bool apart, int part) {
     const bool first = row_ < 0;
     // Of given maps the last ones first: of many these are near yet.
-    given_ = !apart && job_.maps != nullptr;
+    given_ = Team::queued || (!apart && job_.maps != nullptr);
     row_ = given_ ? job_.rows - 1 - row : row;
     taken_ = row < job_.rows;
-    built_ = stands_ = false;
+    built_ = stands_ = drawn_ = false;
     if (!taken_) return;
     // What the row before left would take registers until it is written over.
     team_.each([](auto& thread, const Seat&) { thread = {}; });
     team_.lanes([](Lane& lane, int) { lane = {}; });
-    if (!given_) send_for_observation();
+    if (!Team::queued && !given_) send_for_observation();
     if constexpr (Team::roomy) send_for_weights(!given_);
     const Settings& settings = job_.settings;
     team_.lanes([&](Lane& lane, int k) {
@@ -56,7 +56,7 @@ class Walk : public Following<actions, Precision, Team> {
     if (usual_)
       for (int e = 0; e < 2; ++e) bias_[e] = critic_.output_bias[e];
     build_cost_ = -1.0f;
-    if (given_)
+    if (Team::queued || given_)
       this->take_given(next < job_.rows ? job_.rows - 1 - next : row_);
     else
       observe(first);
@@ -64,7 +64,7 @@ class Walk : public Following<actions, Precision, Team> {
     walks_ = !job_.dense && finite_;
     usual_ = usual_ && walks_;
     set_out();
-    if (!apart || !walks_ || !deep_) return;
+    if (!apart || !walks_ || !deep()) return;
     place(false);
     list(true, 0, part_bytes());
     built_ = true;
@@ -90,6 +90,17 @@ class Walk : public Following<actions, Precision, Team> {
     if (!walks_) set_counts(job_.starts * job_.settings.steps);
   }
 
+  // After that: a number that nobody else has, of the row to take next. It was drawn before the last look
+  // at the row, so that it is there by now and long rows keep none waiting; or is now.
+  DTAG_BOTH int draw() {
+    if (!drawn_) {
+      team_.draw(true, job_.queue);
+      team_.put_drawn(true);
+      team_.sync();
+    }
+    return team_.drawn();
+  }
+
  private:
   static constexpr int usual_warps = 256 / (Team::units * warp_size);
 
@@ -98,7 +109,8 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::build_cost_;
   using Base::built_;
   using Base::critic_;
-  using Base::deep_;
+  using Base::deep;
+  using Base::drawn_;
   using Base::evaluate_sums;
   using Base::given_;
   using Base::job_;
@@ -176,21 +188,22 @@ class Walk : public Following<actions, Precision, Team> {
         send_for(start);
         set_out();
       }
-      climb();
+      climb(start + 1 == job_.starts);
       if (failed_) return false;
       compete(start);
     }
     return true;
   }
 
-  DTAG_BOTH void climb() {
+  DTAG_BOTH void climb(bool last) {
+    const int draws_at = last ? job_.settings.steps : -1;
     step_ = best_step_ = 0;
     zero_ = 0.0f;
     best_q_ = minus_infinity();
     if constexpr (Base::whole)
       for (int a = 0; a < actions; ++a) best_[a] = action_[a];
     do
-      evaluate_sums(step_ == 0);
+      evaluate_sums(step_ == 0, Team::queued && step_ == draws_at);
     while (usual_ ? step_usually() : step());
     if constexpr (Base::whole)
       team_.lanes([&](Lane& lane, int k) {

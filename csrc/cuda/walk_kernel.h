@@ -18,6 +18,7 @@ struct KernelsOf {
     Kernel lean;     // a row a block of half as many threads with twice as many units
     Kernel cluster;  // a row a cluster; for compute capability 9.0 and above
     Kernel wide;     // a row a block of more threads than the others take
+    Kernel queued;   // as lean, of rows whose maps were built before, from a queue; of float32 only
   };
   int actions;
   Kinds kinds[2];  // of weights in float32, and in bfloat16

@@ -37,6 +37,7 @@ class Kernel:
     units: int
     blocks: int
     most_threads: int
+    queued: bool
     precision: str
     spill_stores: int
     spill_loads: int
@@ -47,7 +48,7 @@ def kernels(log: str) -> list[Kernel]:
     """Those of a build's output with -Xptxas=-v."""
     pattern = (
         r"walk_kernelILi(?P<actions>\d+)ELi(?P<units>\d+)ELi(?P<blocks>\d+)ELi(?P<most_threads>\d+)E"
-        r"Li\d+E"
+        r"Li\d+ELb(?P<queued>[01])E"
         r"NS0_\d(?P<precision>Fp32|Bf16)\S* for '(?P<architecture>\w+)'\n.*\n"
         r"\s*\d+ bytes stack frame, "
         r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n.*"
@@ -60,6 +61,7 @@ def kernels(log: str) -> list[Kernel]:
             units=int(found["units"]),
             blocks=int(found["blocks"]),
             most_threads=int(found["most_threads"]),
+            queued=found["queued"] == "1",
             precision=found["precision"],
             spill_stores=int(found["stores"]),
             spill_loads=int(found["loads"]),
@@ -102,18 +104,23 @@ def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
     for actions in STANDING:
         of = [k for k in found if k.actions == actions and k.most_threads < WIDE]
         units = 4 if actions <= 8 else 2
-        assert {(k.architecture, k.units, k.blocks, k.precision) for k in of} == {
+        assert {(k.architecture, k.units, k.blocks, k.queued, k.precision) for k in of} == {
             (architecture, *kind, precision)
             for architecture in ARCHITECTURES
-            for kind in (
-                (units, 1),
-                (2 * units, 1),  # lean
-                (units, 2 * units),  # a cluster's
+            for kind, precisions in (
+                ((units, 1, False), ("Fp32", "Bf16")),
+                ((2 * units, 1, False), ("Fp32", "Bf16")),  # lean
+                ((2 * units, 1, True), ("Fp32",)),  # with maps, from a queue
+                ((units, 2 * units, False), ("Fp32", "Bf16")),  # a cluster's
             )
-            for precision in ("Fp32", "Bf16")
+            for precision in precisions
         }
-        # Of a cluster's kernel there is code where there are clusters, and nothing elsewhere.
-        assert all((k.registers < 10) == (k.blocks > 1 and k.architecture < "sm_90") for k in of)
+        # Of a cluster's kernel there is code where there are clusters, as of the queue's, whose maps
+        # are built there; nothing elsewhere.
+        newer = [k.blocks > 1 or k.queued for k in of]
+        assert [k.registers < 10 and k.architecture < "sm_90" for k in of] == [
+            new and k.architecture < "sm_90" for new, k in zip(newer, of, strict=True)
+        ]
         assert [k for k in of if k.spill_stores > 0] == []
 
 
@@ -155,7 +162,7 @@ def test_adding_a_row_takes_little_but_multiply_adds(tmp_path: Path) -> None:
     )
     listing = run(str(tool), "-c", str(cubin))
     kernel = re.search(
-        r"^\.text\.\S*walk_kernelILi6ELi4ELi1ELi256ELi0ENS0_4Fp32\S*:\n(.*?)^\.?//-",
+        r"^\.text\.\S*walk_kernelILi6ELi4ELi1ELi256ELi0ELb0ENS0_4Fp32\S*:\n(.*?)^\.?//-",
         listing,
         re.M | re.S,
     )

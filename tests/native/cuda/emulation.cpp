@@ -11,10 +11,11 @@ namespace {
 constexpr int64_t blocks = 3;  // so that each takes several rows
 uint32_t turn = 0;             // another order of turns at each launch
 
-template <int actions, int units, int blocks_of_row, bool roomy, typename Precision>
+template <int actions, int units, int blocks_of_row, bool roomy, typename Precision, bool queued = false>
 void run(Job job) {
   ++turn;
-  using Block = HostBlock<actions, units, blocks_of_row, roomy, Precision>;
+  constexpr bool crowded = queued && crowded_with_maps(actions);
+  using Block = HostBlock<actions, units, blocks_of_row, roomy, queued, crowded, Precision>;
   constexpr bool apart = blocks_of_row > 1;
   for (int64_t index = blocks - 1; index >= 0; --index) {
     // The first has room for a slice of W_2^T, others have not.
@@ -22,11 +23,15 @@ void run(Job job) {
     Block block(job, index, blocks, turn);
     refine_rows<actions, blocks_of_row, Precision>(block, job);
   }
+  // A block draws a number for each row that it took, so that it has another.
+  if (queued && *job.queue != job.rows) throw std::logic_error("a row was not taken once");
 }
 
 template <int actions, typename Precision>
 void run(const Job& job, Kind kind) {
   constexpr int units = units_per_thread(actions);
+  if constexpr (std::is_same_v<Precision, Fp32>)
+    if (kind == Kind::automatic) return run<actions, units_of_lean(actions), 1, false, Precision, true>(job);
   if (kind == Kind::cluster)
     return run<actions, units, blocks_of_cluster(actions), true, Precision>(job);
   if (kind == Kind::lean) return run<actions, units_of_lean(actions), 1, false, Precision>(job);
@@ -104,16 +109,20 @@ const char* launch(const Job& given, Kind kind, int, uintptr_t) {
     run_tiles(job);
     job.marked = true;
   }
-  if (kind == Kind::automatic)
+  const int64_t with_maps = rows_with_maps(job);
+  job.queue = queue_behind_maps(job);
+  // The kernel that takes rows from a queue has no name.
+  const bool queued = with_maps > 0 && job.rows > blocks && why_none(Kind::lean, job.critic) == nullptr;
+  if (kind == Kind::automatic && !queued)
     for (const Kind each : {Kind::row, Kind::lean, Kind::cluster})
       if (why_none(each, job.critic) == nullptr &&
           (each == Kind::row || (each == Kind::lean ? job.rows >= 16 : job.rows < 4 && !job.dense)))
         kind = each;
-  const int64_t with_maps = rows_with_maps(job);
   if (with_maps == 0) run(job, kind);
   for (int64_t first = 0; with_maps > 0 && first < job.rows; first += with_maps) {
     const Job part = part_of(job, first, with_maps);
     const int width = job.critic.layout.width;
+    *part.queue = 12345;  // what the memory held before
     if (columns_of_maps(width) == 128)
       build<128, 8>(part);
     else if (width <= 256)

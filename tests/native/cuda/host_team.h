@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "job.h"
+#include "memory.h"
 #include "team.h"
 #include "walk.h"
 
@@ -31,11 +32,11 @@ struct Turns {
   }
 };
 
-template <int actions, int units_of_thread, bool has_room>
+template <int actions, int units_of_thread, bool has_room, bool from_queue, bool is_crowded>
 class HostTeam {
  public:
   static constexpr int units = units_of_thread;
-  static constexpr bool roomy = has_room;
+  static constexpr bool roomy = has_room, queued = from_queue, crowded = is_crowded;
   using Unit = Thread<actions, units, roomy>;
 
   HostTeam(const Job& job, float* shared, Turns* turns)
@@ -49,7 +50,19 @@ class HostTeam {
   }
 
   float* shared() const { return shared_; }
-  void sync() const {}
+  void sync() { let_see_drawn(); }
+
+  // A number is seen after the next wait, as late as it may be.
+  void draw(bool so, int32_t* counter) {
+    number_ = -1;
+    draw_if(so, counter, number_);
+  }
+  void put_drawn(bool so) { puts_ = so || puts_; }
+  int drawn() const {
+    int number;
+    std::memcpy(&number, shared_ + SharedLayout::drawn, sizeof(number));
+    return number;
+  }
 
   // What is sent for comes as late as it may.
   void send(char* to, const char* from, int bytes, int n, int apart) {
@@ -69,6 +82,7 @@ class HostTeam {
   bool any(F f) {
     bool found = false;
     turns_->take(count(), [&](int i) { found = f(units_[i], seat(i)) || found; });
+    let_see_drawn();
     return found;
   }
 
@@ -132,6 +146,10 @@ class HostTeam {
   }
 
  private:
+  void let_see_drawn() {
+    if (puts_) put(SharedLayout::drawn, number_);
+    puts_ = false;
+  }
   int count() const { return heads_ * threads_per_head_; }
   Seat seat(int i) const {
     return Seat::of<actions, units>(i / threads_per_head_, i % threads_per_head_,
@@ -158,14 +176,16 @@ class HostTeam {
   Turns* turns_;
   std::vector<Unit> units_;
   std::function<void()> sent_;
+  bool puts_ = false;
+  int number_ = -1;
   Lane lanes_[warp_size];
 };
 
 // blocks: of a cluster, all of them, each with a team and a memory of its own.
-template <int actions, int units, int blocks, bool roomy, typename Precision>
+template <int actions, int units, int blocks, bool roomy, bool queued, bool crowded, typename Precision>
 class HostBlock {
  public:
-  using Team = HostTeam<actions, units, roomy>;
+  using Team = HostTeam<actions, units, roomy, queued, crowded>;
 
   HostBlock(const Job& job, int64_t index, int64_t count, uint32_t turn)
       : index_(index),

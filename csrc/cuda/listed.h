@@ -208,7 +208,9 @@ class Listed : public Region<actions, Precision, Team> {
           change[u] = is_active(thread.kept[from + u]) ? on : off;
           if (marked) ++next;
         }
-        DTAG_UNROLLED
+#ifdef __CUDA_ARCH__
+#pragma unroll(Team::crowded ? 1 : stride / 4)
+#endif
         for (int part = 0; part < stride; part += 4) {
           float by[4][together] = {};
           DTAG_UNROLLED

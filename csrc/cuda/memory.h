@@ -245,12 +245,13 @@ DTAG_BOTH void wait_for_kernel_before() {
 #endif
 }
 
-// What the counter was, of which each number is given once; if so, and without waiting for it.
+// What the counter was, of which each number is given once; if so, and without waiting for it: an addition
+// the compiler would make for the whole warp, and share out what comes back, for which it waits.
 DTAG_BOTH void draw_if(bool so, int32_t* counter, int& into) {
 #ifdef __CUDA_ARCH__
-  asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p atom.global.add.s32 %0, [%2], 1; }"
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p atom.global.inc.u32 %0, [%2], %3; }"
                : "+r"(into)
-               : "r"(so ? 1 : 0), "l"(counter)
+               : "r"(so ? 1 : 0), "l"(counter), "n"(0x7fffffff)
                : "memory");
 #else
   if (so) into = (*counter)++;

@@ -256,7 +256,8 @@ class Region {
       return from_nothing ? active || leaky : active != ((thread.signs >> u & 1) != 0);
     });
     team_.sync();
-    team_.each([&](Unit& thread, const Seat& seat) {
+    team_.each([&](Unit& thread, const Seat& here) {
+      const Seat seat = Team::crowded ? anew(here) : here;
       const int warp = seat.thread / warp_size, lane = seat.thread % warp_size;
       int marked = 0, before = count_marked(seat.head, warp);
       thread.count = count_marked(seat.head, at_.warps_per_head);

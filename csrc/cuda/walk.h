@@ -42,6 +42,7 @@ class Walk : public Following<actions, Precision, Team> {
     if constexpr (Team::roomy) send_for_weights(!given_);
     const Settings& settings = job_.settings;
     team_.lanes([&](Lane& lane, int k) {
+      if constexpr (Team::crowded) return;  // they are read anew
       lane.bias = k < critic_.heads ? critic_.output_bias[k] : 0.0f;
       lane.low = settings.low[k];
       lane.high = settings.high[k];
@@ -138,11 +139,18 @@ class Walk : public Following<actions, Precision, Team> {
   }
   DTAG_BOTH void set_out() {
     team_.lanes([&](Lane& lane, int k) {
-      if (k < critic_.action_dim) lane.initial = into_box(lane.low, lane.high, lane.initial);
+      if (k < critic_.action_dim) lane.initial = boxed(lane, k, lane.initial);
       lane.action = lane.best = lane.initial;
       lane.first = lane.second = 0.0f;
     });
     spread_action();
+  }
+
+  // In the lane's dimension.
+  DTAG_BOTH float boxed(const Lane& lane, int k, float x) const {
+    if constexpr (!Team::crowded) return into_box(lane.low, lane.high, x);
+    // Lanes that read different constants read one after the other.
+    return k < actions ? into_box(job_.settings.low[k], job_.settings.high[k], x) : x;
   }
 
   // From the lanes to every thread, if they have it whole.
@@ -156,7 +164,8 @@ class Walk : public Following<actions, Precision, Team> {
   // The ensemble's Q at the action.
   DTAG_BOTH void evaluate() {
     team_.lanes([&](Lane& lane, int k) {
-      lane.q = k < critic_.heads ? summed(k, 0) + lane.bias : 0.0f;
+      const float bias = Team::crowded && k < critic_.heads ? critic_.output_bias[k] : lane.bias;
+      lane.q = k < critic_.heads ? summed(k, 0) + bias : 0.0f;
     });
     combined_ = combine(job_.settings.ensemble, job_.settings.lcb_k, critic_.heads,
                         [&](int e) { return value_of(e); });
@@ -299,7 +308,8 @@ class Walk : public Following<actions, Precision, Team> {
   DTAG_BOTH bool move() {
     const Settings& settings = job_.settings;
     // Heads that do not count are left out, where zero times their numbers is sure to be zero.
-    const bool one = combined_.lowest >= 0 && finite_;
+    const bool finite = Team::crowded ? *critic_.finite != 0 : finite_;
+    const bool one = combined_.lowest >= 0 && finite;
     const int first = one ? combined_.lowest : 0, last = one ? first + 1 : critic_.heads;
     team_.lanes([](Lane& lane, int) { lane.gradient = 0.0f; });
     for (int e = first; e < last; ++e) {
@@ -334,9 +344,7 @@ class Walk : public Following<actions, Precision, Team> {
 
   // Go to the proposal, in the box; false, and nothing changes, if it or the gradient is not finite.
   DTAG_BOTH bool accept() {
-    team_.lanes([](Lane& lane, int) {
-      lane.proposal = into_box(lane.low, lane.high, lane.proposal);
-    });
+    team_.lanes([&](Lane& lane, int k) { lane.proposal = boxed(lane, k, lane.proposal); });
     const bool finite = team_.all_lanes([](const Lane& lane) {
       return is_finite(lane.gradient) && is_finite(lane.proposal);
     });

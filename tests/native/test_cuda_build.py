@@ -115,8 +115,8 @@ def test_no_kernel_of_a_standing_shape_spills(built: tuple[Path, str]) -> None:
             )
             for precision in precisions
         }
-        # Of a cluster's kernel there is code where there are clusters, as of the queue's, whose maps
-        # are built there; nothing elsewhere.
+        # Of a cluster's kernel, and of the queue's, there is code where there are clusters, and
+        # nothing elsewhere.
         newer = [k.blocks > 1 or k.queued for k in of]
         assert [k.registers < 10 and k.architecture < "sm_90" for k in of] == [
             new and k.architecture < "sm_90" for new, k in zip(newer, of, strict=True)

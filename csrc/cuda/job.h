@@ -39,12 +39,7 @@ DTAG_BOTH constexpr int units_per_thread(int actions) { return actions <= 8 ? 4 
 DTAG_BOTH constexpr int units_of_lean(int actions) { return 2 * units_per_thread(actions); }
 // Whether of rows whose maps were built before, that wait in a queue, a multiprocessor holds half as many
 // again as of the lean kernel's others, by threads with 168 registers: where that does for all they need.
-#ifndef DTAG_CROWDED_WITH_MAPS
-#define DTAG_CROWDED_WITH_MAPS 1  // 0: as many as of others, to compare
-#endif
-DTAG_BOTH constexpr bool crowded_with_maps(int actions) {
-  return DTAG_CROWDED_WITH_MAPS != 0 && actions <= 6;
-}
+DTAG_BOTH constexpr bool crowded_with_maps(int actions) { return actions <= 6; }
 // Of a cluster: they build a row's map together, a thread half of the columns of a hidden unit.
 DTAG_BOTH constexpr int blocks_of_cluster(int actions) { return 2 * units_per_thread(actions); }
 // Hidden units that lie together in arrays with rows for each action dimension.

@@ -289,6 +289,18 @@ class Region {
                                                   critic_.negative_slope, sum);
                  });
   }
+  // Of those sums, over the warps of a head; two by themselves whose units have one of the lean kernel.
+  DTAG_BOTH float summed(int e, int i) const {
+    constexpr int together = units_of_lean(actions) / Team::units;
+    const float* const sums = team_.shared() + sums_ + e * at_.warps_per_head * stride + i;
+    float sum = 0.0f;
+    for (int warp = 0; warp < at_.warps_per_head; warp += together) {
+      float part = sums[warp * stride];
+      if (together > 1 && warp + 1 < at_.warps_per_head) part += sums[(warp + 1) * stride];
+      sum = warp == 0 ? part : sum + part;
+    }
+    return sum;
+  }
 
   Team team_;
   const Job& job_;

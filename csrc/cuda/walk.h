@@ -125,6 +125,7 @@ class Walk : public Following<actions, Precision, Team> {
   using Base::send_for_weights;
   using Base::stands_;
   using Base::stride;
+  using Base::summed;
   using Base::sums_;
   using Base::team_;
   using Base::walks_;
@@ -173,19 +174,6 @@ class Walk : public Following<actions, Precision, Team> {
   }
   DTAG_BOTH float value_of(int e) const {
     return team_.pick(e, [](const Lane& lane) { return lane.q; });
-  }
-  // Over the warps of a head; two by themselves whose units have one of the lean kernel.
-  DTAG_BOTH float summed(int e, int i) const {
-    constexpr int together = units_of_lean(actions) / Team::units;
-    const float* const sums =
-        team_.shared() + sums_ + e * at_.warps_per_head * stride + i;
-    float sum = 0.0f;
-    for (int warp = 0; warp < at_.warps_per_head; warp += together) {
-      float part = sums[warp * stride];
-      if (together > 1 && warp + 1 < at_.warps_per_head) part += sums[(warp + 1) * stride];
-      sum = warp == 0 ? part : sum + part;
-    }
-    return sum;
   }
 
   // ---- the climb ----

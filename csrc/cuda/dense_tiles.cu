@@ -24,7 +24,7 @@ const void* of_heads(int heads) {
 
 }  // namespace
 
-const void* dense_kernel(const PackedCritic& critic) {
+const void* dense_kernel_for(const PackedCritic& critic) {
   switch (tile_actions(critic.layout.actions)) {
     case 4: return of_heads<4>(critic.heads);
     case 6: return of_heads<6>(critic.heads);

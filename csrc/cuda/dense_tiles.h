@@ -1,14 +1,14 @@
-// The full network for 64 rows at a time by tensor cores of bfloat16 (wgmma.cuh): one head by a warpgroup,
-// 128 threads, which hold what they need of the rows' numbers in registers from step to step.
+// The full network for 64 rows at a time by tensor cores of bfloat16 (wgmma.cuh): one head by two warpgroups,
+// 256 threads, which hold what they need of the rows' numbers in registers from step to step: each of half of
+// the columns of every layer.
 //
-//   take      the observation's share of z_1, once a tile, to shared memory
-//   forward   h_1 = relu(z_1), two columns at a time, right into the fragments of h_1 W_2^T; from its sums
-//             q, and g_2 = w * relu'(z_2)
-//   back      g_2 W_2: its sums where z_1 passes, times W_1a, are the gradient
-//   send      q and the gradient to the block of the other head
-//   climb     ensemble, update, projection and selection, for each row by two threads in both blocks alike
+//   take      the observation's share of z_1, once a tile
+//   forward   h_1 = relu(z_1) to shared memory, from where h_1 W_2^T takes it; from its sums q, and g_2 =
+//             w * relu'(z_2)
+//   back      g_2 likewise, and g_2 W_2: its sums where z_1 passes, times W_1a, are the gradient
+//   send      q and the gradient, of either warpgroup's columns, to all warpgroups of both heads
+//   climb     ensemble, update, projection and selection, for each row by two threads of every warpgroup alike
 //
-// g_2 W_2 is made a quarter of the columns after the other: one comes to the gradient while the next is made.
 // Weights, h_1 and g_2 are rounded to bfloat16; everything else is float32. A row that meets a number that
 // is not finite is marked, and done again by the walk's kernel (Job::marked).
 #pragma once
@@ -63,15 +63,15 @@ class DenseTiles : public DenseNetwork<actions, Group> {
       store_shared(climbing(at, best_point), point);
       store_shared(climbing(at, first_moment), zeros);
       store_shared(climbing(at, second_moment), zeros);
-      store_shared(action_of(at.row(at.own())) + at.dimension(), point);
+      store_shared(action_of(at, at.row(at.own())) + at.dimension(), point);
       notes().best_q[at.thread] = minus_infinity();
       notes().best_step[at.thread] = 0;
     });
-    group_.sync_warps();
+    group_.sync();
   }
 
-  // The head's q at the actions and, if it climbs, its gradient; to the other block, if there is one. What is
-  // sent goes to one of two places by turns: it is seen before the same place is sent to again.
+  // The head's q at the actions and, if it climbs, its gradient; to all who climb. What is sent goes to one of
+  // two places by turns: it is seen before the same place is sent to again.
   DTAG_BOTH void evaluate(bool climbs, int turn) {
     this->forward();
     if (climbs)
@@ -79,22 +79,34 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     else
       this->evaluate_q();
     this->sum_up();
-    if constexpr (heads == 2)
-      group_.each([&](Thread& thread, const Place& here) {
-        const Place at = anew(here);
-        const int to = turn % 2 * At::threads + at.thread;
-        group_.give(turn, At::sent + 16 * to, thread.own);
-        group_.give(turn, At::sent_values + 4 * to, thread.own_q);
-      });
+    group_.each([&](Thread& thread, const Place& here) {
+      const Place at = anew(here);
+      const int source = head_ * At::groups + at.group();
+      DTAG_UNROLLED
+      for (int r = 0; r < 2; ++r) {
+        const int to = place_of(turn, source, at.row(r)) * At::most_actions + 2 * at.pair();
+        const float gradient[2] = {thread.gradient[0][0][2 * r], thread.gradient[0][0][2 * r + 1]};
+        store_shared(floats(At::sent) + to, gradient);
+        if constexpr (heads == 2) group_.give(turn, At::sent + 4 * to, gradient);
+      }
+      if (at.dimension() > 0) return;
+      const int to = place_of(turn, source, at.row(at.own()));
+      floats(At::sent_values)[to] = thread.own_q;
+      if constexpr (heads == 2) group_.give(turn, At::sent_values + 4 * to, thread.own_q);
+    });
   }
 
   // See what the heads make of the actions and, if so, take a step.
   DTAG_BOTH void climb(int step, bool climbs, int turn) {
     const Settings& settings = job_.settings;
+    group_.sync();
     if constexpr (heads == 2) group_.receive(turn);
+    if (heads == 2 && settings.ensemble == Ensemble::min && settings.optimizer == Optimizer::sgd &&
+        settings.gradient == Gradient::raw && settings.max_distance < 0.0f)
+      return climb_usually(step, climbs, turn);
     group_.each([&](Thread& thread, const Place& here) {
       const Place at = anew(here);
-      see(thread, at, step, turn % 2);
+      see(thread, at, step, turn);
       if (!climbs || settings.gradient != Gradient::unit) return;
       thread.length = 0.0f;
       DTAG_UNROLLED
@@ -133,7 +145,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
         finite = finite && is_finite(thread.total[i]) && is_finite(thread.proposal[i]);
       }
       if (!finite) notes().failed[at.thread] = 1;
-      store_shared(action_of(at.row(at.own())) + at.dimension(), thread.proposal);
+      store_shared(action_of(at, at.row(at.own())) + at.dimension(), thread.proposal);
     });
     group_.sync_warps();
   }
@@ -144,7 +156,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     const bool best = job_.settings.select == Select::best;
     group_.each([&](Thread& thread, const Place& here) {
       const Place at = anew(here);
-      load_shared(best ? climbing(at, best_point) : action_of(at.row(at.own())) + at.dimension(),
+      load_shared(best ? climbing(at, best_point) : action_of(at, at.row(at.own())) + at.dimension(),
                   thread.proposal);
       measure(thread, at);
     });
@@ -159,7 +171,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
       if (highest_initial) of.result_initial[t] = q_initial;
       if (highest) of.result_q[t] = q;
       const int64_t row = first_row() + at.row(at.own());
-      if (head_ > 0 || row >= job_.rows) return;
+      if (head_ > 0 || at.group() > 0 || row >= job_.rows) return;
       const Result& result = job_.result;
       const bool writes = at.dimension() == 0;
       if (writes && highest_initial) result.q_initial[row] = q_initial;
@@ -177,16 +189,19 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     });
   }
 
+  // Whether the critic is finite: else all rows are left to another kernel.
+  DTAG_BOTH bool finite() const { return notes().finite != 0; }
+
   // Mark the rows that failed, or all.
-  DTAG_BOTH void mark(bool all) {
+  DTAG_BOTH void mark() {
     group_.each([&](Thread& thread, const Place& at) {
-      thread.length = all || notes().failed[at.thread] ? 1.0f : 0.0f;
+      thread.length = !finite() || notes().failed[at.thread] ? 1.0f : 0.0f;
     });
     sum_lengths();
     group_.each([&](Thread& thread, const Place& here) {
       const Place at = anew(here);
       const int64_t row = first_row() + at.row(at.own());
-      if (head_ > 0 || row >= job_.rows || at.dimension() > 0) return;
+      if (head_ > 0 || at.group() > 0 || row >= job_.rows || at.dimension() > 0) return;
       job_.result.flips[row] = 0;
       job_.result.dense_steps[row] =
           thread.length > 0.0f ? marked_row : job_.starts * job_.settings.steps;
@@ -208,6 +223,64 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     return floats(At::climbs) + 4 * (what * At::threads + at.thread);
   }
 
+  // The same for plain gradient steps with the lower of two heads, at once: what is read is sent for first.
+  DTAG_BOTH void climb_usually(int step, bool climbs, int turn) {
+    group_.each([&](Thread&, const Place& here) {
+      const Place at = anew(here);
+      const Settings& settings = job_.settings;
+      TileNotes& of = notes();
+      const int t = at.thread;
+      float* const action_at = action_of(at, at.row(at.own())) + at.dimension();
+      float action[4], gradient[2][4], q[2];
+      load_shared(action_at, action);
+      DTAG_UNROLLED
+      for (int e = 0; e < 2; ++e) take_sums(at, turn, e, gradient[e], q[e]);
+      const float best_q = of.best_q[t];
+      const bool second = q[1] < q[0];
+      const float lower = second ? q[1] : q[0];
+      of.q[t] = lower;
+      if (step == 0) of.q_initial[t] = lower;
+      if (lower > best_q) {
+        of.best_q[t] = lower;
+        of.best_step[t] = step;
+        store_shared(climbing(at, best_point), action);
+      }
+      float zero = q[0] * 0.0f + q[1] * 0.0f;  // or NaN
+      if (climbs) {
+        DTAG_UNROLLED
+        for (int i = 0; i < 4; ++i) {
+          const int k = at.dimension() + i;
+          zero += gradient[0][i] * 0.0f + gradient[1][i] * 0.0f;
+          action[i] += settings.step_size * (second ? gradient[1][i] : gradient[0][i]);
+          action[i] = into_box(settings.low[k], settings.high[k], action[i]);
+          zero += action[i] * 0.0f;
+        }
+        store_shared(action_at, action);
+      }
+      if (zero != 0.0f) of.failed[t] = 1;
+    });
+    group_.sync_warps();
+  }
+
+  // Of a head, the gradient and q of a thread's row.
+  DTAG_BOTH void take_sums(const Place& at, int turn, int e, float (&gradient)[4], float& q) const {
+    float parts[At::groups][4], parts_of_q[At::groups];
+    DTAG_UNROLLED
+    for (int group = 0; group < At::groups; ++group) {
+      const int from = place_of(turn, e * At::groups + group, at.row(at.own()));
+      load_shared(floats(At::sent) + from * At::most_actions + at.dimension(), parts[group]);
+      parts_of_q[group] = floats(At::sent_values)[from];
+    }
+    q = (parts_of_q[0] + parts_of_q[1]) + notes().output_bias[e];
+    DTAG_UNROLLED
+    for (int i = 0; i < 4; ++i) gradient[i] = parts[0][i] + parts[1][i];
+  }
+
+  // Which of the rows in what is sent.
+  DTAG_BOTH static int place_of(int turn, int source, int row) {
+    return (turn % 2 * At::most_sources + source) * At::rows + row;
+  }
+
   // The ensemble's q at the row's action, and its gradient.
   DTAG_BOTH void see(Thread& thread, const Place& here, int step, int turn) {
     const Place at = anew(here);
@@ -216,22 +289,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     const int t = at.thread;
     float q[heads], gradient[heads][4];
     DTAG_UNROLLED
-    for (int e = 0; e < heads; ++e) q[e] = of.output_bias[e];
-    if constexpr (heads == 2) {
-      float other[4];
-      load_shared(floats(At::sent) + 4 * (turn * At::threads + t), other);
-      const float other_q = floats(At::sent_values)[turn * At::threads + t];
-      DTAG_UNROLLED
-      for (int e = 0; e < 2; ++e) {
-        q[e] += e == head_ ? thread.own_q : other_q;
-        DTAG_UNROLLED
-        for (int i = 0; i < 4; ++i) gradient[e][i] = e == head_ ? thread.own[i] : other[i];
-      }
-    } else {
-      q[0] += thread.own_q;
-      DTAG_UNROLLED
-      for (int i = 0; i < 4; ++i) gradient[0][i] = thread.own[i];
-    }
+    for (int e = 0; e < heads; ++e) take_sums(at, turn, e, gradient[e], q[e]);
     const Combined combined = combine(settings.ensemble, settings.lcb_k, heads, [&](int e) {
       return heads == 1 || e == 0 ? q[0] : q[heads - 1];
     });
@@ -252,7 +310,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     of.best_q[t] = combined.q;
     of.best_step[t] = step;
     float action[4];
-    load_shared(action_of(at.row(at.own())) + at.dimension(), action);
+    load_shared(action_of(at, at.row(at.own())) + at.dimension(), action);
     store_shared(climbing(at, best_point), action);
   }
 
@@ -260,7 +318,7 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     const Place at = anew(here);
     const Rates rates(job_.settings, step);
     float first[4], second[4];
-    load_shared(action_of(at.row(at.own())) + at.dimension(), thread.proposal);
+    load_shared(action_of(at, at.row(at.own())) + at.dimension(), thread.proposal);
     // At once, and not by dimensions.
     if (job_.settings.optimizer == Optimizer::sgd) {
       DTAG_UNROLLED
@@ -300,17 +358,18 @@ class DenseTiles : public DenseNetwork<actions, Group> {
 //   meet()             wait until all are there that will be sent to
 template <typename Cluster>
 DTAG_BOTH void refine_tiles(Cluster& cluster, const Job& job) {
-  const bool finite = *job.critic.finite != 0;
-  const int tiles = static_cast<int>((job.rows + TileLayout::rows - 1) / TileLayout::rows);
   cluster.blocks([](auto& block) DTAG_INLINED { block.start(); });
   cluster.meet();
   int turn = 0;
-  for (int tile = cluster.index(); tile < tiles; tile += cluster.count()) {
+  for (int tile = cluster.index(); int64_t{tile} * TileLayout::rows < job.rows; tile += cluster.count()) {
     cluster.blocks([&](auto& block) DTAG_INLINED {
       block.send_for(tile, 0);
       block.take(tile == cluster.index());
     });
-    for (int start = 0; finite && start < job.starts; ++start) {
+    for (int start = 0; start < job.starts; ++start) {
+      bool finite = true;
+      cluster.blocks([&](auto& block) DTAG_INLINED { finite = block.finite(); });
+      if (!finite) break;
       cluster.blocks([&](auto& block) DTAG_INLINED {
         if (start > 0) block.send_for(tile, start);
         block.set_out();
@@ -322,7 +381,7 @@ DTAG_BOTH void refine_tiles(Cluster& cluster, const Job& job) {
       }
       cluster.blocks([&](auto& block) DTAG_INLINED { block.compete(start); });
     }
-    cluster.blocks([&](auto& block) DTAG_INLINED { block.mark(!finite); });
+    cluster.blocks([&](auto& block) DTAG_INLINED { block.mark(); });
   }
 }
 

@@ -1,6 +1,6 @@
-// A warpgroup of dense tiles on the device (dense_input.h), and the blocks of a cluster.
+// The warpgroups of a block of dense tiles on the device (dense_input.h), and the blocks of a cluster.
 //
-//   each(f)              f(thread, place) by its 128 threads
+//   each(f)              f(thread, place) by their 256 threads
 //   forget()             what was made of a place: it is not to take registers through every step
 //   memory(), address()  the block's shared memory, from a multiple of 1024 on; where it is for tensor cores
 //   expect(batch, bytes), copy(batch, byte, from, bytes), arrived(batch)   of two batches, once: so many bytes
@@ -11,11 +11,16 @@
 //   sync_for_tensor_cores()   by tensor cores, too
 //   exchange<n>(d, give, take)   give(thread, place, values) n numbers to the thread whose index differs in
 //                        bit d, within four; take(thread, place, values)
-//   fence(), fence_memory(), multiply<transposed>(onto, sums, fragment, tile), commit()   wgmma.cuh; sums(thread) and
-//                        fragment(thread) are registers, not to be touched until it was waited for them
+//   add_product(factors, sums)   to sums(thread)[3][4] the product of a warp's SmallFactors, as float32 would have
+//                        it: every number in two parts, and of their products three, to be added up
+//   put(place, i, fragment)   of 64 rows the 16 columns of index i of those of the thread's warpgroup, to
+//                        shared memory (TileLayout::layer); its rows are there with the other threads'
+//   get(place, i, fragment)   what was put, after a wait
+//   fence(), multiply<transposed>(onto, sums, a, b, apart), commit()   wgmma.cuh, by each warpgroup: A from byte
+//                        a on, and B from byte b on, and `apart` bytes further on for each warpgroup; sums(thread)
+//                        are registers, not to be touched until it was waited for them
+//   take_turn(), pass_turn()   the second waits for the first to have passed its turn
 //   wait<pending>(registers)   until all groups are done but the last few; those registers are free then
-//   keep(registers)      others that are
-//   know(f)              that by here f(thread), a sum, is computed
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,12 +33,11 @@ namespace dtag::cuda {
 // Not kept in a register: where it lies is known when the kernel is loaded.
 extern __shared__ __align__(1024) char tile_memory[];
 
-template <int actions>
-class DeviceWarpgroup {
+class DeviceWarpgroups {
  public:
-  using Thread = TileThread<actions>;
+  using Thread = TileThread;
 
-  __device__ DeviceWarpgroup() : place_{static_cast<int>(threadIdx.x)} {}
+  __device__ DeviceWarpgroups() : place_{static_cast<int>(threadIdx.x)} {}
 
   __device__ char* memory() const { return tile_memory; }
   __device__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(tile_memory)); }
@@ -59,12 +63,11 @@ class DeviceWarpgroup {
           : "memory");
   }
   __device__ __forceinline__ void arrived(int batch) const { mark(2 + batch).wait(0); }
-  __device__ __forceinline__ void give(int turn, int byte, const float (&numbers)[4]) const {
+  __device__ __forceinline__ void give(int turn, int byte, const float (&numbers)[2]) const {
     asm volatile(
-        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
             of_other(address() + static_cast<uint32_t>(byte))),
-        "f"(numbers[0]), "f"(numbers[1]), "f"(numbers[2]), "f"(numbers[3]),
-        "r"(of_other(sent_mark(turn).address))
+        "f"(numbers[0]), "f"(numbers[1]), "r"(of_other(sent_mark(turn).address))
         : "memory");
   }
   __device__ __forceinline__ void give(int turn, int byte, float number) const {
@@ -102,29 +105,63 @@ class DeviceWarpgroup {
     take(thread_, place_, values);
   }
 
-  __device__ __forceinline__ void fence() const { wgmma_fence_registers(); }
-  __device__ __forceinline__ void fence_memory() const { wgmma_fence(); }
-  template <bool transposed, typename Sums, typename Fragment>
-  __device__ __forceinline__ void multiply(bool onto, Sums sums, Fragment fragment, uint64_t tile) {
-    wgmma_bf16<transposed>(sums(thread_), fragment(thread_), tile, onto);
+  template <typename Factors, typename Sums>
+  __device__ __forceinline__ void add_product(Factors factors_of, Sums sums_of) {
+    const SmallFactors factors = factors_of(thread_, place_);
+    uint32_t left[2][4], right[2][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) split_in_parts(factors.left[i], left[0][i], left[1][i]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) split_in_parts(factors.right[i], right[0][i], right[1][i]);
+    // One does not wait for the other.
+    auto& sums = sums_of(thread_);
+    multiply_small(sums[0], left[0], right[0]);
+    multiply_small(sums[1], left[0], right[1]);
+    multiply_small(sums[2], left[1], right[0]);
+  }
+
+  __device__ __forceinline__ void put(const TilePlace& at, int i, const uint32_t (&fragment)[4]) const {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(place_of(at, i)),
+                 "r"(fragment[0]), "r"(fragment[1]), "r"(fragment[2]), "r"(fragment[3])
+                 : "memory");
+  }
+  __device__ __forceinline__ void get(const TilePlace& at, int i, uint32_t (&fragment)[4]) const {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+                 : "r"(place_of(at, i)));
+  }
+
+  // Without a branch, which may not lie between multiplications.
+  __device__ __forceinline__ void take_turn() const {
+    asm volatile("{ .reg .pred p; setp.gt.s32 p, %0, 0; @p bar.sync 1, 256; }" ::"r"(place_.group()) : "memory");
+  }
+  __device__ __forceinline__ void pass_turn() const {
+    asm volatile("{ .reg .pred p; setp.eq.s32 p, %0, 0; @p bar.arrive 1, 256; }" ::"r"(place_.group()) : "memory");
+  }
+
+  __device__ __forceinline__ void fence() {
+    // The compiler is to know that it is the same for a warp; and anew, so that descriptions of tiles are not kept.
+    which_ = __shfl_sync(0xffffffffu, place_.group(), 0);
+    wgmma_fence();
+  }
+  template <bool transposed, typename Sums>
+  __device__ __forceinline__ void multiply(bool onto, Sums sums, int a, int b, int apart) {
+    const uint64_t from = wgmma_tile(address(), 1024) + (a >> 4);
+    const uint64_t by = wgmma_tile(address(), 1024, transposed ? TileLayout::slab : 16) + (b + which_ * apart >> 4);
+    wgmma_bf16<transposed>(sums(thread_), from, by, onto);
   }
   __device__ __forceinline__ void commit() const { wgmma_commit(); }
   template <int pending, typename Registers>
   __device__ __forceinline__ void wait(Registers registers) {
-    wgmma_wait_registers<pending>();
-    keep(registers);
-  }
-  template <typename F>
-  __device__ __forceinline__ void know(F f) const {
-    if (is_signalling(f(thread_))) __trap();
-  }
-  template <typename Registers>
-  __device__ __forceinline__ void keep(Registers registers) {
+    wgmma_wait<pending>();
 #pragma unroll
     for (auto& one : registers(thread_)) touch(one);
   }
 
  private:
+  static constexpr int slab = TileLayout::layer_slab, fragments_of_slab = TileLayout::slab_units / 16;
+  static constexpr int fragments_of_group = TileLayout::units / TileLayout::groups / 16;
+
 #if DTAG_CLUSTERS
   __device__ static Mark mark(int i) {
     return Mark(reinterpret_cast<const float*>(tile_memory + TileLayout::marks) + 2 * i);
@@ -138,25 +175,47 @@ class DeviceWarpgroup {
   }
 #endif
 
+  __device__ __forceinline__ static void split_in_parts(float x, uint32_t& large, uint32_t& small) {
+    large = bits_of_float(large_part(x));
+    small = bits_of_float(small_part(x));
+  }
+  __device__ __forceinline__ static void multiply_small(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    float c[4] = {d[0], d[1], d[2], d[3]};
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+          "f"(c[3]));
+  }
+
+  // A warp's lane says where a row of eight numbers lies, of four times eight rows.
+  __device__ __forceinline__ uint32_t place_of(const TilePlace& at, int i) const {
+    const int lane = at.lane(), row = at.first_row() + lane % 16;
+    const uint32_t slabs = TileLayout::layer + at.group() * (fragments_of_group / fragments_of_slab) * slab;
+    const uint32_t place = slabs + row * 128 + ((lane / 16 ^ lane % 8) << 4);
+    return address() + (place ^ static_cast<uint32_t>(i % fragments_of_slab << 5)) + i / fragments_of_slab * slab;
+  }
+
   // For the compiler: it changes here.
   __device__ __forceinline__ static void touch(float& x) { asm volatile("" : "+f"(x)); }
-  __device__ __forceinline__ static void touch(uint32_t& x) { asm volatile("" : "+r"(x)); }
 
   TilePlace place_;
+  int which_;  // of the warpgroups
   Thread thread_;
 };
 
 template <int actions, int heads>
 class DeviceCluster {
  public:
-  __device__ explicit DeviceCluster(const Job& job) : tiles_(DeviceWarpgroup<actions>(), job, rank()) {
+  __device__ explicit DeviceCluster(const Job& job) : tiles_(DeviceWarpgroups(), job, rank()) {
 #if DTAG_CLUSTERS
-    DeviceWarpgroup<actions>().begin_marks();
+    DeviceWarpgroups().begin_marks();
     if constexpr (heads > 1) asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
   }
 
-  __device__ int index() const { return static_cast<int>(blockIdx.x / heads); }
+  // Had again each time: there is no register to keep it.
+  __device__ int index() const { return anew(static_cast<int>(blockIdx.x)) / heads; }
   __device__ int count() const { return static_cast<int>(gridDim.x / heads); }
 
   template <typename F>
@@ -170,7 +229,7 @@ class DeviceCluster {
  private:
   __device__ static int rank() { return heads > 1 ? static_cast<int>(blockIdx.x % heads) : 0; }
 
-  DenseTiles<actions, heads, DeviceWarpgroup<actions>> tiles_;
+  DenseTiles<actions, heads, DeviceWarpgroups> tiles_;
 };
 
 }  // namespace dtag::cuda

@@ -139,8 +139,8 @@ Plan plan_for(const PackedCritic& critic, const Kernel& kernel, int device, Occu
 
 Plan plan_of_tiles(const PackedCritic& critic) {
   const SharedLayout unused(critic, units_per_thread(critic.layout.actions), false, false);
-  return {Kernel{dense_kernel(critic), critic.heads}, unused, TileLayout::threads,
-          static_cast<size_t>(TileLayout::bytes(tile_actions(critic.layout.actions)))};
+  return {Kernel{dense_kernel_for(critic), critic.heads}, unused, TileLayout::threads,
+          static_cast<size_t>(TileLayout::bytes)};
 }
 
 // Whether dense tiles can take the critic on the device.

@@ -10,8 +10,9 @@
 
 namespace dtag::cuda {
 
-// Of what was added up it never is; but the compiler does not know, and has to have the number by then.
-DTAG_BOTH bool is_signalling(float x) { return bits_of_float(x) == 0x7fa00000u; }
+// As tensor cores take a float32: without its last thirteen bits; and what is left of it then.
+DTAG_BOTH float large_part(float x) { return float_of_bits(bits_of_float(x) & 0xffffe000u); }
+DTAG_BOTH float small_part(float x) { return x - large_part(x); }
 
 #ifndef __CUDACC__
 // Rounded to nearest, even on a tie; a NaN is 0x7fff.
@@ -70,18 +71,24 @@ DTAG_BOTH float negative_part(float x) {
 #endif
 }
 
-// Sixteen bytes to shared memory, zeros if they are not real; they are there after copies_wait.
-DTAG_BOTH void copy_later(void* to, const void* from, bool real) {
+// Eight bytes to shared memory.
+DTAG_BOTH void store_two(char* to, const uint32_t (&words)[2]) {
 #ifdef __CUDA_ARCH__
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+  *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+#else
+  std::memcpy(to, words, 8);
+#endif
+}
+
+// Sixteen bytes to shared memory; they are there after copies_wait.
+DTAG_BOTH void copy_later(void* to, const void* from) {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "l"(from), "r"(real ? 16 : 0)
+               "l"(from)
                : "memory");
 #else
-  if (real)
-    std::memcpy(to, from, 16);
-  else
-    std::memset(to, 0, 16);
+  std::memcpy(to, from, 16);
 #endif
 }
 // What was sent for since the last time is one group.

@@ -1,9 +1,9 @@
 // The tensor cores of compute capability 9.0, for a warpgroup: four warps that multiply 64 rows at once.
 //
-// A lies in registers: thread `lane` of warp w has of rows 16 w + lane / 4 + {0, 8} the numbers 2 (lane % 4)
-// + {0, 1} and those 8 on, two to a word. B lies in shared memory: columns of 64 numbers of 16 bits, 128
-// bytes a column, of which the pieces of 16 bytes are exchanged (`swizzled`). The sums are in registers: of
-// the same rows two columns of every eight.
+// B lies in shared memory: columns of 64 numbers of 16 bits, 128 bytes a column, of which the pieces of 16
+// bytes are exchanged (`swizzled`). A lies there likewise, by rows, or in registers: thread `lane` of warp w
+// has of rows 16 w + lane / 4 + {0, 8} the numbers 2 (lane % 4) + {0, 1} and those 8 on, two to a word, a
+// fragment. The sums are in registers: of the same rows two columns of every eight.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ namespace dtag::cuda {
 #define DTAG_WGMMA 0
 #endif
 
-// Where B lies. Of columns of which 64 numbers lie together, `stride` is the bytes from eight columns to the
+// Where B lies, or A. Of columns of which 64 numbers lie together, `stride` is the bytes from eight columns to the
 // next eight. Transposed, of which 64 columns of a row lie together: from eight rows to the next, and
 // `leading` the bytes from 64 columns to the next.
 DTAG_BOTH uint64_t wgmma_tile(uint32_t shared, uint32_t stride, uint32_t leading = 16) {
@@ -35,12 +35,6 @@ __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }
-// The same where no memory is meant: loads may be brought forward past it.
-__device__ __forceinline__ void wgmma_fence_registers() {
-#if DTAG_WGMMA
-  asm volatile("wgmma.fence.sync.aligned;");
-#endif
-}
 // What was multiplied since the last time is one group.
 __device__ __forceinline__ void wgmma_commit() {
 #if DTAG_WGMMA
@@ -54,12 +48,6 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 #endif
 }
-template <int pending>
-__device__ __forceinline__ void wgmma_wait_registers() {
-#if DTAG_WGMMA
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending));
-#endif
-}
 // Between writing shared memory, of any thread, and multiplying it: before the barrier.
 __device__ __forceinline__ void wgmma_fence_shared() {
 #if DTAG_WGMMA
@@ -69,70 +57,77 @@ __device__ __forceinline__ void wgmma_fence_shared() {
 
 // d += a * b, or = if not `onto`: of 64 rows 16 numbers each, and `columns`. The sums are there after
 // wgmma_wait; until then a and d are not to be touched.
-#define DTAG_WGMMA_64(type, transposed, sums, d, a, b, onto)                                                   \
+#define DTAG_WGMMA_64(d, a, b, onto)                                                                           \
   asm volatile(                                                                                                \
       "{ .reg .pred p; setp.ne.b32 p, %37, 0; "                                                                \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                         \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"                                                   \
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                 \
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                         \
-      "}, {%32, %33, %34, %35}, %36, p, 1, 1, " transposed "; }"                                               \
-      : sums(d[0]), sums(d[1]), sums(d[2]), sums(d[3]), sums(d[4]), sums(d[5]), sums(d[6]), sums(d[7]),        \
-        sums(d[8]), sums(d[9]), sums(d[10]), sums(d[11]), sums(d[12]), sums(d[13]), sums(d[14]), sums(d[15]),  \
-        sums(d[16]), sums(d[17]), sums(d[18]), sums(d[19]), sums(d[20]), sums(d[21]), sums(d[22]), sums(d[23]),\
-        sums(d[24]), sums(d[25]), sums(d[26]), sums(d[27]), sums(d[28]), sums(d[29]), sums(d[30]), sums(d[31]) \
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0; }"                                                            \
+      : DTAG_WGMMA_SUMS_32("+f", d)                                                                            \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(onto ? 1 : 0))
 
-#define DTAG_WGMMA_128(type, transposed, sums, d, a, b, onto)                                                  \
-  asm volatile(                                                                                                \
-      "{ .reg .pred p; setp.ne.b32 p, %69, 0; "                                                                \
+#define DTAG_WGMMA_SUMS_32(sums, d)                                                                            \
+  sums(d[0]), sums(d[1]), sums(d[2]), sums(d[3]), sums(d[4]), sums(d[5]), sums(d[6]), sums(d[7]),              \
+      sums(d[8]), sums(d[9]), sums(d[10]), sums(d[11]), sums(d[12]), sums(d[13]), sums(d[14]), sums(d[15]),    \
+      sums(d[16]), sums(d[17]), sums(d[18]), sums(d[19]), sums(d[20]), sums(d[21]), sums(d[22]), sums(d[23]),  \
+      sums(d[24]), sums(d[25]), sums(d[26]), sums(d[27]), sums(d[28]), sums(d[29]), sums(d[30]), sums(d[31])
+#define DTAG_WGMMA_SUMS_64(sums, d)                                                                            \
+  DTAG_WGMMA_SUMS_32(sums, d),                                                                                 \
+      sums(d[32]), sums(d[33]), sums(d[34]), sums(d[35]), sums(d[36]), sums(d[37]), sums(d[38]), sums(d[39]),  \
+      sums(d[40]), sums(d[41]), sums(d[42]), sums(d[43]), sums(d[44]), sums(d[45]), sums(d[46]), sums(d[47]),  \
+      sums(d[48]), sums(d[49]), sums(d[50]), sums(d[51]), sums(d[52]), sums(d[53]), sums(d[54]), sums(d[55]),  \
+      sums(d[56]), sums(d[57]), sums(d[58]), sums(d[59]), sums(d[60]), sums(d[61]), sums(d[62]), sums(d[63])
+
+#define DTAG_WGMMA_128(type, a_and_b, predicate, modes)                                                        \
+      "{ .reg .pred p; setp.ne.b32 p, " predicate ", 0; "                                                      \
       "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                        \
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                 \
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                       \
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                       \
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"                         \
-      "}, {%64, %65, %66, %67}, %68, p, 1, 1, " transposed "; }"                                               \
-      : sums(d[0]), sums(d[1]), sums(d[2]), sums(d[3]), sums(d[4]), sums(d[5]), sums(d[6]), sums(d[7]),        \
-        sums(d[8]), sums(d[9]), sums(d[10]), sums(d[11]), sums(d[12]), sums(d[13]), sums(d[14]), sums(d[15]),  \
-        sums(d[16]), sums(d[17]), sums(d[18]), sums(d[19]), sums(d[20]), sums(d[21]), sums(d[22]), sums(d[23]),\
-        sums(d[24]), sums(d[25]), sums(d[26]), sums(d[27]), sums(d[28]), sums(d[29]), sums(d[30]), sums(d[31]),\
-        sums(d[32]), sums(d[33]), sums(d[34]), sums(d[35]), sums(d[36]), sums(d[37]), sums(d[38]), sums(d[39]),\
-        sums(d[40]), sums(d[41]), sums(d[42]), sums(d[43]), sums(d[44]), sums(d[45]), sums(d[46]), sums(d[47]),\
-        sums(d[48]), sums(d[49]), sums(d[50]), sums(d[51]), sums(d[52]), sums(d[53]), sums(d[54]), sums(d[55]),\
-        sums(d[56]), sums(d[57]), sums(d[58]), sums(d[59]), sums(d[60]), sums(d[61]), sums(d[62]), sums(d[63]) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(onto ? 1 : 0))
+      "}, " a_and_b ", p, 1, 1, " modes "; }"
 
-// Of half floats; B has columns of neighbouring numbers.
+// Of half floats, A in registers; B has columns of neighbouring numbers.
 template <int columns>
 __device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&a)[4], uint64_t b, bool onto) {
 #if DTAG_WGMMA
   static_assert(columns == 64 || columns == 128, "there are two");
-  if constexpr (columns == 64) DTAG_WGMMA_64("f16", "0", "+f", d, a, b, onto);
-  if constexpr (columns == 128) DTAG_WGMMA_128("f16", "0", "+f", d, a, b, onto);
+  if constexpr (columns == 64) DTAG_WGMMA_64(d, a, b, onto);
+  if constexpr (columns == 128)
+    asm volatile(DTAG_WGMMA_128("f16", "{%64, %65, %66, %67}, %68", "%69", "0")
+                 : DTAG_WGMMA_SUMS_64("+f", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(onto ? 1 : 0));
 #endif
 }
 
-// Of bfloat16, and B transposed or not. If not `onto`, which has to be known to the compiler, what d was is
-// not kept until then.
-template <bool transposed, int size>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[size], const uint32_t (&a)[4], uint64_t b, bool onto) {
+// Of bfloat16, both in shared memory, and B transposed or not. If not `onto`, which has to be known to the
+// compiler, what d was is not kept until then.
+template <bool transposed>
+__device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool onto) {
 #if DTAG_WGMMA
-  static_assert(size == (transposed ? 32 : 64), "64 columns transposed, 128 otherwise");
   if constexpr (transposed) {
     if (onto)
-      DTAG_WGMMA_64("bf16", "1", "+f", d, a, b, true);
+      asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 1")
+                   : DTAG_WGMMA_SUMS_64("+f", d) : "l"(a), "l"(b), "r"(1));
     else
-      DTAG_WGMMA_64("bf16", "1", "=f", d, a, b, false);
+      asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 1")
+                   : DTAG_WGMMA_SUMS_64("=f", d) : "l"(a), "l"(b), "r"(0));
   } else {
     if (onto)
-      DTAG_WGMMA_128("bf16", "0", "+f", d, a, b, true);
+      asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 0")
+                   : DTAG_WGMMA_SUMS_64("+f", d) : "l"(a), "l"(b), "r"(1));
     else
-      DTAG_WGMMA_128("bf16", "0", "=f", d, a, b, false);
+      asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 0")
+                   : DTAG_WGMMA_SUMS_64("=f", d) : "l"(a), "l"(b), "r"(0));
   }
 #endif
 }
 
 #undef DTAG_WGMMA_64
 #undef DTAG_WGMMA_128
+#undef DTAG_WGMMA_SUMS_32
+#undef DTAG_WGMMA_SUMS_64
 
 #endif  // __CUDACC__
 

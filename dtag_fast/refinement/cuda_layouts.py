@@ -62,7 +62,6 @@ def for_dense_tiles(
 ) -> dict[str, Tensor]:
     """What csrc/cuda/dense_input.h copies to shared memory, laid out as dense_kernel.h says."""
     heads, _, size = of_observation.shape
-    actions = next(n for n in (4, 6, 8) if n >= of_action.shape[2] + of_action.shape[2] % 2)
     units = TILE_UNITS
     # 64 of a unit's weights together, in pieces of eight that are exchanged as swizzled() in
     # csrc/cuda/wgmma.cuh says.
@@ -70,11 +69,11 @@ def for_dense_tiles(
     rows = torch.arange(units, device=between.device)[:, None]
     pieces = torch.arange(8, device=between.device) ^ rows % 8
     exchanged = slabs[:, :, rows, pieces]
-    # Of two units: -b_2, never a negative zero, and w; W_1a, with room after that of eight actions.
+    # Of two units: -b_2, never a negative zero, and w. Of eight units W_1a, with room after it.
     top = torch.stack([0.0 - padded(bias, units), padded(output.squeeze(1), units)], 1)
-    pairs = padded(of_action, units, actions).reshape(heads, units // 2, 2, actions).mT
-    first = F.pad(pairs.flatten(2), (0, 4 if actions == 8 else 0))
     top = top.reshape(heads, 2, units // 2, 2).transpose(1, 2)
+    first = padded(of_action.mT, 8, units).reshape(heads, 8, units // 8, 8).transpose(1, 2)
+    first = F.pad(first.flatten(2), (0, 8))
     return {
         "tile_weights": exchanged.contiguous(),
         "tile_numbers": torch.cat([top.flatten(1), first.flatten(1)], 1).contiguous(),

@@ -1,8 +1,7 @@
 // The warpgroups and clusters of csrc/cuda/device_warpgroup.cuh as loops on the host.
 //
-// Multiplications read shared memory by the numbers of their tile's description, and registers by the
-// instruction's layout of fragments, when it is waited for them: until then the sums are NaN, and a fragment
-// that changed is found out.
+// Multiplications read shared memory by the numbers of their tiles' descriptions when it is waited for them:
+// until then the sums are NaN, and numbers that changed are found out.
 #pragma once
 
 #include <array>
@@ -23,13 +22,11 @@
 
 namespace dtag::cuda {
 
-template <int actions>
-class HostWarpgroup {
+class HostWarpgroups {
  public:
-  using Thread = TileThread<actions>;
-  using Fragment = uint32_t (&)[4];
+  using Thread = TileThread;
 
-  HostWarpgroup(char* memory, char* other, Turns* turns)
+  HostWarpgroups(char* memory, char* other, Turns* turns)
       : memory_(memory), other_(other), turns_(turns), threads_(TileLayout::threads) {
     std::memset(threads_.data(), 0xff, sizeof(Thread) * threads_.size());  // NaN
   }
@@ -77,43 +74,74 @@ class HostWarpgroup {
     });
   }
 
-  void fence() const {}
-  void fence_memory() const {}
-  template <typename F>
-  void know(F) const {}
-
-  template <bool transposed, typename SumsOf, typename FragmentOf>
-  void multiply(bool onto, SumsOf sums, FragmentOf fragment, uint64_t tile) {
-    std::vector<std::array<uint32_t, 4>> given;
-    for (Thread& thread : threads_) {
-      const Fragment words = fragment(thread);
-      given.push_back({words[0], words[1], words[2], words[3]});
-      if (!onto) for (float& sum : sums(thread)) sum = std::numeric_limits<float>::quiet_NaN();
-    }
-    group_.push_back([this, given, onto, sums, fragment, tile] {
-      constexpr int size = std::extent_v<std::remove_reference_t<decltype(sums(threads_[0]))>>;
-      double a[64][16], b[16][2 * size];
-      for (int i = 0; i < TileLayout::threads; ++i) {
-        const Fragment words = fragment(threads_[i]);
-        for (int word = 0; word < 4; ++word) {
-          if (words[word] != given[i][word]) throw std::logic_error("a fragment changed meanwhile");
-          const int row = i / 32 * 16 + i % 32 / 4 + 8 * (word % 2), column = i % 4 * 2 + 8 * (word / 2);
-          a[row][column] = number(words[word] & 0xffff);
-          a[row][column + 1] = number(words[word] >> 16);
+  template <typename Factors, typename SumsOf>
+  void add_product(Factors factors_of, SumsOf sums_of) {
+    for (int warp = 0; warp < TileLayout::threads / warp_size; ++warp) {
+      double left[2][16][8], right[2][8][8];  // large parts and small ones
+      for (int lane = 0; lane < warp_size; ++lane) {
+        const int i = warp * warp_size + lane;
+        const SmallFactors factors = factors_of(std::as_const(threads_[i]), TilePlace{i});
+        for (int part = 0; part < 2; ++part) {
+          const auto part_of = [&](float x) { return large_part(part == 0 ? x : small_part(x)); };
+          for (int n = 0; n < 4; ++n)
+            left[part][lane / 4 + 8 * (n % 2)][lane % 4 + 4 * (n / 2)] = part_of(factors.left[n]);
+          for (int n = 0; n < 2; ++n) right[part][lane % 4 + 4 * n][lane / 4] = part_of(factors.right[n]);
         }
       }
-      for (int k = 0; k < 16; ++k)
-        for (int n = 0; n < 2 * size; ++n) b[k][n] = number(word_at(tile, transposed, k, n));
-      for (int i = 0; i < TileLayout::threads; ++i)
-        for (int d = 0; d < size; ++d) {
-          const int row = i / 32 * 16 + i % 32 / 4 + 8 * (d / 2 % 2), column = d / 4 * 8 + i % 4 * 2 + d % 2;
-          float& to = sums(threads_[i])[d];
-          double sum = onto ? to : 0.0;
-          for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-          to = static_cast<float>(sum);
-          if (std::fabs(to) > std::fabs(sum)) to = std::nextafter(to, 0.0f);
-        }
-    });
+      for (int lane = 0; lane < warp_size; ++lane)
+        for (int part = 0; part < 3; ++part)
+          for (int n = 0; n < 4; ++n) {
+            float& to = sums_of(threads_[warp * warp_size + lane])[part][n];
+            double sum = to;
+            for (int k = 0; k < 8; ++k)
+              sum += left[part == 2][lane / 4 + n / 2 * 8][k] * right[part == 1][k][lane % 4 * 2 + n % 2];
+            to = toward_zero(sum);
+          }
+    }
+  }
+
+  void put(const TilePlace& at, int i, const uint32_t (&fragment)[4]) {
+    for (int word = 0; word < 4; ++word) std::memcpy(place_of(at, i, word), &fragment[word], 4);
+  }
+  void get(const TilePlace& at, int i, uint32_t (&fragment)[4]) const {
+    for (int word = 0; word < 4; ++word) std::memcpy(&fragment[word], place_of(at, i, word), 4);
+  }
+
+  void take_turn() const {}
+  void pass_turn() const {}
+  void fence() const {}
+  template <bool transposed, typename SumsOf>
+  void multiply(bool onto, SumsOf sums, int a, int b, int apart) {
+    constexpr int columns = 128, numbers = columns / 2;
+    const uint64_t from = wgmma_tile(address() + a, 1024);
+    std::vector<uint16_t> given;
+    for (int row = 0; row < 64; ++row)
+      for (int k = 0; k < 16; ++k) given.push_back(word_at(from, false, k, row));
+    if (!onto)
+      for (Thread& thread : threads_)
+        for (float& sum : sums(thread)) sum = std::numeric_limits<float>::quiet_NaN();
+    for (int group = 0; group < TileLayout::groups; ++group) {
+      const uint64_t by = wgmma_tile(address() + b + group * apart, 1024, transposed ? TileLayout::slab : 16);
+      group_.push_back([this, given, onto, sums, from, by, group] {
+        double of[64][16], times[16][columns];
+        for (int row = 0; row < 64; ++row)
+          for (int k = 0; k < 16; ++k) {
+            const uint16_t word = word_at(from, false, k, row);
+            if (word != given[row * 16 + k]) throw std::logic_error("a layer changed meanwhile");
+            of[row][k] = number(word);
+          }
+        for (int k = 0; k < 16; ++k)
+          for (int n = 0; n < columns; ++n) times[k][n] = number(word_at(by, transposed, k, n));
+        for (int i = 0; i < TileLayout::group_threads; ++i)
+          for (int d = 0; d < numbers; ++d) {
+            const int row = i / 32 * 16 + i % 32 / 4 + 8 * (d / 2 % 2), column = d / 4 * 8 + i % 4 * 2 + d % 2;
+            float& to = sums(threads_[group * TileLayout::group_threads + i])[d];
+            double sum = onto ? to : 0.0;
+            for (int k = 0; k < 16; ++k) sum += of[row][k] * times[k][column];
+            to = toward_zero(sum);
+          }
+      });
+    }
   }
   void commit() {
     groups_.push_back(std::move(group_));
@@ -124,15 +152,21 @@ class HostWarpgroup {
     for (; groups_.size() > pending; groups_.pop_front())
       for (const auto& multiplication : groups_.front()) multiplication();
   }
-  template <typename FragmentsOf>
-  void keep(FragmentsOf) {
-    if (!group_.empty() || !groups_.empty()) throw std::logic_error("something is still multiplied");
-  }
-
  private:
   // Where the memory would lie on the device.
   static constexpr uint32_t first_address = 2048;
 
+  char* place_of(const TilePlace& at, int i, int word) const {
+    const int column = at.group() * (TileLayout::units / TileLayout::groups) + 16 * i;
+    const int byte = at.row(word % 2) * 128 + 2 * (column % 64 + 8 * (word / 2) + 2 * at.pair());
+    return memory_ + TileLayout::layer + column / 64 * TileLayout::layer_slab + swizzled(byte);
+  }
+
+  // Tensor cores cut digits off.
+  static float toward_zero(double sum) {
+    const float nearest = static_cast<float>(sum);
+    return std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+  }
   static double number(uint32_t bfloat16) {
     const uint32_t word = bfloat16 << 16;
     float x;
@@ -140,9 +174,9 @@ class HostWarpgroup {
     return x;
   }
 
-  // Row k and column n of a tile, as the descriptions of shared memory have it: those of a swizzle of 128
+  // Number k of column n of a tile, as the descriptions of shared memory have it: those of a swizzle of 128
   // bytes, in CUTLASS's words ((8, n), (8, k)):((1, LBO), (8, SBO)) and ((8, n), 2):((8, SBO), 1) pieces.
-  uint32_t word_at(uint64_t tile, bool transposed, int k, int n) const {
+  uint16_t word_at(uint64_t tile, bool transposed, int k, int n) const {
     const auto field = [&](int from) { return static_cast<uint32_t>(tile >> from & 0x3fff) << 4; };
     if (tile >> 62 != 1) throw std::logic_error("not swizzled by 128 bytes");
     const uint32_t start = field(0), leading = field(16), stride = field(32);
@@ -150,8 +184,8 @@ class HostWarpgroup {
                                    : start + n / 8 * stride + n % 8 * 128 + k * 2;
     const uint32_t exchanged = at ^ (at >> 3 & 0x70);
     uint16_t word;
-    if (exchanged < first_address || exchanged - first_address + 2 > TileLayout::share)
-      throw std::logic_error("a tile lies outside of the weights");
+    if (exchanged < first_address || exchanged - first_address + 2 > TileLayout::climbs)
+      throw std::logic_error("a tile lies outside of the weights and the layer");
     std::memcpy(&word, memory_ + (exchanged - first_address), sizeof(word));
     return word;
   }
@@ -170,14 +204,14 @@ class HostCluster {
  public:
   HostCluster(const Job& job, int index, int count, uint32_t turn)
       : index_(index), count_(count), turns_{turn} {
-    constexpr size_t bytes = TileLayout::bytes(actions);
+    constexpr size_t bytes = TileLayout::bytes;
     for (int e = 0; e < heads; ++e) {
       memory_.emplace_back(std::make_unique<char[]>(bytes));
       std::memset(memory_.back().get(), 0xff, bytes);  // NaN
     }
     for (int e = 0; e < heads; ++e)
       tiles_.push_back(std::make_unique<Tiles>(
-          HostWarpgroup<actions>(memory_[e].get(), memory_[heads - 1 - e].get(), &turns_), job, e));
+          HostWarpgroups(memory_[e].get(), memory_[heads - 1 - e].get(), &turns_), job, e));
   }
 
   int index() const { return index_; }
@@ -190,7 +224,7 @@ class HostCluster {
   }
 
  private:
-  using Tiles = DenseTiles<actions, heads, HostWarpgroup<actions>>;
+  using Tiles = DenseTiles<actions, heads, HostWarpgroups>;
   int index_, count_;
   Turns turns_;
   std::vector<std::unique_ptr<char[]>> memory_;

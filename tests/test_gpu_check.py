@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -167,20 +167,30 @@ def test_the_tests_for_a_gpu_are_found() -> None:
     assert both == ["tests/acting/test_captured.py", "tests/training/test_captured.py"]
 
 
-def test_tests_of_training_are_left_out_where_they_cannot_be_imported(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    commands: list[list[str]] = []
+def test_checks_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: dict[str, list[str]] = {}
+    together = threading.Barrier(5, timeout=60.0)
 
     def run_stage(name: str, command: list[str], limit: float) -> Stage:
-        commands.append(command)
+        assert limit == 100.0
+        commands[name] = command
+        together.wait()
         return Stage(name, "passed", 1.0)
 
+    monkeypatch.setattr(gpu_check, "find", lambda tool: f"/bin/{tool}")
+    monkeypatch.setattr(gpu_check, "TRAINING_NEEDS", ("torch",))
     monkeypatch.setattr(gpu_check, "run_stage", run_stage)
-    end = time.monotonic() + 100.0
-    assert [stage.outcome for stage in gpu_check.run_tests(end)] == ["passed", "passed"]
-    assert "tests/training/test_captured.py" in commands[1]
-    monkeypatch.setattr(gpu_check, "TRAINING_NEEDS", ("tqdm", "no_such_package"))
-    _, stage = gpu_check.run_tests(end)
+    stages = gpu_check.run_checks(100.0)
+    assert [(stage.name, stage.outcome) for stage in stages] == [
+        ("tests", "passed"),
+        ("tests of training and acting", "passed"),
+        *((f"sanitizer {tool}", "passed") for tool in ("memcheck", "racecheck", "synccheck")),
+    ]
+    assert "tests/refinement/test_cuda_gpu.py" in commands["tests"]
+    assert "tests/training/test_captured.py" in commands["tests of training and acting"]
+    assert commands["sanitizer racecheck"][:3] == ["/bin/compute-sanitizer", "--tool", "racecheck"]
+
+
+def test_tests_are_left_out_where_they_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = gpu_check.run_tests("some", ("training",), ("torch", "no_such_package"), 100.0)
     assert (stage.outcome, stage.detail) == ("skipped", "needs no_such_package")
-    assert len(commands) == 3

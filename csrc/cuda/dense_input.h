@@ -41,8 +41,9 @@ struct SmallFactors {
 struct TilePlace {
   int thread;
   DTAG_BOTH int group() const { return thread / TileLayout::group_threads; }
+  DTAG_BOTH int in_group() const { return thread % TileLayout::group_threads; }
   DTAG_BOTH int lane() const { return thread % 32; }
-  DTAG_BOTH int first_row() const { return thread % TileLayout::group_threads / 32 * 16; }
+  DTAG_BOTH int first_row() const { return in_group() / 32 * 16; }
   DTAG_BOTH int first_unit() const { return group() * (TileLayout::units / TileLayout::groups) + lane() * 4; }
   DTAG_BOTH int pair() const { return thread % 4; }
   DTAG_BOTH int column() const { return lane() / 4; }  // of an eight, as a factor
@@ -133,7 +134,7 @@ class DenseInput {
   }
 
  protected:
-  DTAG_BOTH int64_t first_row() const { return static_cast<int64_t>(tile_) * At::rows; }
+  DTAG_BOTH int64_t first_row() const { return static_cast<int64_t>(anew(tile_)) * At::rows; }
   DTAG_BOTH float* floats(int at) const { return reinterpret_cast<float*>(group_.memory() + at); }
   DTAG_BOTH TileNotes& notes() const { return *reinterpret_cast<TileNotes*>(group_.memory() + At::notes); }
   // A row's, by a thread's warpgroup.

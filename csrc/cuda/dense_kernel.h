@@ -47,10 +47,10 @@ struct TileLayout {
   static constexpr int observed = climbs;                                 // [64, 32 + 4], before those
   static constexpr int top = climbs + 4 * 16 * threads;       // [128, 4]: -b_2 and w of two units
   static constexpr int actions = top + 16 * units / 2;        // [2, 64, 8], each warpgroup's own
-  static constexpr int sent_bytes = groups * 4 * rows * (most_actions + 1);  // a turn, by the other head
+  static constexpr int sent_bytes = 4 * groups * (rows * most_actions + group_threads);  // a turn, by the other head
   static constexpr int sent = actions + 4 * groups * rows * most_actions;  // [2, 4, 64, 8]: gradients
-  static constexpr int sent_values = sent + 2 * 4 * most_sources * rows * most_actions;  // [2, 4, 64], and q
-  static constexpr int notes = sent_values + 2 * 4 * most_sources * rows;  // TileNotes
+  static constexpr int sent_values = sent + 2 * 4 * most_sources * rows * most_actions;  // [2, 4, 128], and q
+  static constexpr int notes = sent_values + 2 * 4 * most_sources * group_threads;  // TileNotes
   static constexpr int marks = notes + static_cast<int>(sizeof(TileNotes));  // [4], 8 bytes each: what is on its way
   static constexpr int mark_count = 4;
   static constexpr int first = marks + 8 * mark_count;  // [32, 8, 8], W_1a of eight units, and room after each

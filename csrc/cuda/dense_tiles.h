@@ -84,13 +84,12 @@ class DenseTiles : public DenseNetwork<actions, Group> {
       const int source = head_ * At::groups + at.group();
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r) {
-        const int to = place_of(turn, source, at.row(r)) * At::most_actions + 2 * at.pair();
+        const int to = (sent_by(turn, source) * At::rows + at.row(r)) * At::most_actions + 2 * at.pair();
         const float gradient[2] = {thread.gradient[0][0][2 * r], thread.gradient[0][0][2 * r + 1]};
         store_shared(floats(At::sent) + to, gradient);
         if constexpr (heads == 2) group_.give(turn, At::sent + 4 * to, gradient);
       }
-      if (at.dimension() > 0) return;
-      const int to = place_of(turn, source, at.row(at.own()));
+      const int to = sent_by(turn, source) * At::group_threads + at.in_group();
       floats(At::sent_values)[to] = thread.own_q;
       if constexpr (heads == 2) group_.give(turn, At::sent_values + 4 * to, thread.own_q);
     });
@@ -267,19 +266,18 @@ class DenseTiles : public DenseNetwork<actions, Group> {
     float parts[At::groups][4], parts_of_q[At::groups];
     DTAG_UNROLLED
     for (int group = 0; group < At::groups; ++group) {
-      const int from = place_of(turn, e * At::groups + group, at.row(at.own()));
-      load_shared(floats(At::sent) + from * At::most_actions + at.dimension(), parts[group]);
-      parts_of_q[group] = floats(At::sent_values)[from];
+      const int from = sent_by(turn, e * At::groups + group);
+      load_shared(floats(At::sent) + (from * At::rows + at.row(at.own())) * At::most_actions + at.dimension(),
+                  parts[group]);
+      parts_of_q[group] = floats(At::sent_values)[from * At::group_threads + at.in_group()];
     }
     q = (parts_of_q[0] + parts_of_q[1]) + notes().output_bias[e];
     DTAG_UNROLLED
     for (int i = 0; i < 4; ++i) gradient[i] = parts[0][i] + parts[1][i];
   }
 
-  // Which of the rows in what is sent.
-  DTAG_BOTH static int place_of(int turn, int source, int row) {
-    return (turn % 2 * At::most_sources + source) * At::rows + row;
-  }
+  // Which of the parts of what is sent: of a turn, by a warpgroup of either head.
+  DTAG_BOTH static int sent_by(int turn, int source) { return turn % 2 * At::most_sources + source; }
 
   // The ensemble's q at the row's action, and its gradient.
   DTAG_BOTH void see(Thread& thread, const Place& here, int step, int turn) {

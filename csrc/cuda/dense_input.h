@@ -21,7 +21,8 @@ struct TileThread {
   uint32_t layer[fragments][4];    // of h_1 or g_2, of 16 columns each, likewise
   uint32_t passing[numbers / 32];  // z_1 > 0, a bit each, likewise
   float q[2];
-  float gradient[2][3][4];  // SmallSums, of two dimensions each of those rows; of all, in the first
+  // Of two rows two dimensions each, by every second eight and as add_product() leaves it; of all, in the first.
+  float gradient[2][3][4];
   float own_q;              // the warpgroup's part of the q of the row that it climbs for
   // Of that row and four dimensions of the action:
   float total[4];  // the ensemble's gradient
@@ -162,7 +163,7 @@ class DenseInput {
       copy_later(floats(At::staged_weights) + i, from + i);
   }
 
-  // And those numbers, standardised: one of each fourth row to a thread. All are sent for at once.
+  // And those numbers, standardised: one of each eighth row to a thread. All are sent for at once.
   DTAG_BOTH void put_observation(const Place& at, int first) {
     constexpr int apart = At::threads / At::staged, count = At::rows / apart;
     const int i = at.thread % At::staged, k = first + i, row = at.thread / At::staged;

@@ -61,6 +61,7 @@ struct TileLayout {
 static_assert(4 * TileLayout::staged * TileLayout::units <= TileLayout::climbs - TileLayout::layer &&
                   4 * TileLayout::rows * TileLayout::observed_stride <= TileLayout::top - TileLayout::observed,
               "what is staged lies where other things will");
+static_assert(TileLayout::threads == TileLayout::groups * TileLayout::group_threads, "a block's warpgroups");
 static_assert(TileLayout::first % 16 == 0, "it is copied in bulk, and read by fours");
 static_assert(TileLayout::bytes <= 227 * 1024, "a block's shared memory");
 

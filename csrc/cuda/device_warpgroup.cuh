@@ -133,10 +133,14 @@ class DeviceWarpgroups {
 
   // Without a branch, which may not lie between multiplications.
   __device__ __forceinline__ void take_turn() const {
-    asm volatile("{ .reg .pred p; setp.gt.s32 p, %0, 0; @p bar.sync 1, 256; }" ::"r"(place_.group()) : "memory");
+    asm volatile("{ .reg .pred p; setp.gt.s32 p, %0, 0; @p bar.sync 1, %1; }" ::"r"(place_.group()),
+                 "n"(TileLayout::threads)
+                 : "memory");
   }
   __device__ __forceinline__ void pass_turn() const {
-    asm volatile("{ .reg .pred p; setp.eq.s32 p, %0, 0; @p bar.arrive 1, 256; }" ::"r"(place_.group()) : "memory");
+    asm volatile("{ .reg .pred p; setp.eq.s32 p, %0, 0; @p bar.arrive 1, %1; }" ::"r"(place_.group()),
+                 "n"(TileLayout::threads)
+                 : "memory");
   }
 
   __device__ __forceinline__ void fence() {

@@ -57,15 +57,20 @@ __device__ __forceinline__ void wgmma_fence_shared() {
 
 // d += a * b, or = if not `onto`: of 64 rows 16 numbers each, and `columns`. The sums are there after
 // wgmma_wait; until then a and d are not to be touched.
-#define DTAG_WGMMA_64(d, a, b, onto)                                                                           \
-  asm volatile(                                                                                                \
-      "{ .reg .pred p; setp.ne.b32 p, %37, 0; "                                                                \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"                                                   \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                 \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                         \
-      "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0; }"                                                            \
-      : DTAG_WGMMA_SUMS_32("+f", d)                                                                            \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(onto ? 1 : 0))
+#define DTAG_WGMMA_64(type, a_and_b, predicate, modes)                                                         \
+  "{ .reg .pred p; setp.ne.b32 p, " predicate ", 0; "                                                          \
+  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                             \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                     \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                             \
+  "}, " a_and_b ", p, 1, 1, " modes "; }"
+#define DTAG_WGMMA_128(type, a_and_b, predicate, modes)                                                        \
+  "{ .reg .pred p; setp.ne.b32 p, " predicate ", 0; "                                                          \
+  "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                            \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                     \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                           \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                           \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"                             \
+  "}, " a_and_b ", p, 1, 1, " modes "; }"
 
 #define DTAG_WGMMA_SUMS_32(sums, d)                                                                            \
   sums(d[0]), sums(d[1]), sums(d[2]), sums(d[3]), sums(d[4]), sums(d[5]), sums(d[6]), sums(d[7]),              \
@@ -79,21 +84,15 @@ __device__ __forceinline__ void wgmma_fence_shared() {
       sums(d[48]), sums(d[49]), sums(d[50]), sums(d[51]), sums(d[52]), sums(d[53]), sums(d[54]), sums(d[55]),  \
       sums(d[56]), sums(d[57]), sums(d[58]), sums(d[59]), sums(d[60]), sums(d[61]), sums(d[62]), sums(d[63])
 
-#define DTAG_WGMMA_128(type, a_and_b, predicate, modes)                                                        \
-      "{ .reg .pred p; setp.ne.b32 p, " predicate ", 0; "                                                      \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                        \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                 \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                       \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                       \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"                         \
-      "}, " a_and_b ", p, 1, 1, " modes "; }"
-
 // Of half floats, A in registers; B has columns of neighbouring numbers.
 template <int columns>
 __device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&a)[4], uint64_t b, bool onto) {
 #if DTAG_WGMMA
   static_assert(columns == 64 || columns == 128, "there are two");
-  if constexpr (columns == 64) DTAG_WGMMA_64(d, a, b, onto);
+  if constexpr (columns == 64)
+    asm volatile(DTAG_WGMMA_64("f16", "{%32, %33, %34, %35}, %36", "%37", "0")
+                 : DTAG_WGMMA_SUMS_32("+f", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(onto ? 1 : 0));
   if constexpr (columns == 128)
     asm volatile(DTAG_WGMMA_128("f16", "{%64, %65, %66, %67}, %68", "%69", "0")
                  : DTAG_WGMMA_SUMS_64("+f", d)
@@ -106,21 +105,22 @@ __device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&
 template <bool transposed>
 __device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool onto) {
 #if DTAG_WGMMA
+#define DTAG_WGMMA_SHARED(sums, modes, adds)                      \
+  asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", modes)  \
+               : DTAG_WGMMA_SUMS_64(sums, d)                     \
+               : "l"(a), "l"(b), "r"(adds))
   if constexpr (transposed) {
     if (onto)
-      asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 1")
-                   : DTAG_WGMMA_SUMS_64("+f", d) : "l"(a), "l"(b), "r"(1));
+      DTAG_WGMMA_SHARED("+f", "0, 1", 1);
     else
-      asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 1")
-                   : DTAG_WGMMA_SUMS_64("=f", d) : "l"(a), "l"(b), "r"(0));
+      DTAG_WGMMA_SHARED("=f", "0, 1", 0);
   } else {
     if (onto)
-      asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 0")
-                   : DTAG_WGMMA_SUMS_64("+f", d) : "l"(a), "l"(b), "r"(1));
+      DTAG_WGMMA_SHARED("+f", "0, 0", 1);
     else
-      asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 0")
-                   : DTAG_WGMMA_SUMS_64("=f", d) : "l"(a), "l"(b), "r"(0));
+      DTAG_WGMMA_SHARED("=f", "0, 0", 0);
   }
+#undef DTAG_WGMMA_SHARED
 #endif
 }
 

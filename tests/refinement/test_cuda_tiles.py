@@ -127,6 +127,20 @@ def test_ten_steps(shape: tuple[tuple[int, int], int, int, int]) -> None:
         assert info.algorithm == "dense"
 
 
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_plain_steps_are_those_of_any_options(select: str) -> None:
+    critic = critic_of(SHAPES[0])
+    observations, actions = random_batch(critic, 70, 2)
+    observations[66, 1], actions[3, 0, 2] = float("nan"), 1e30
+    # A ball that holds all changes nothing, but is not what plain steps have code of their own for.
+    plain, info = run(critic, (observations, actions), select=select)
+    within, same = run(critic, (observations, actions), select=select, max_distance=1e9)
+    assert torch.equal(plain.nan_to_num(), within.nan_to_num())
+    for name in ("q", "q_initial", "best_step", "start", "dense_steps"):
+        ours, theirs = getattr(info, name), getattr(same, name)
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num()), name
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("ensemble", ["min", "mean", "lcb"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])

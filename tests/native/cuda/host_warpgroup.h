@@ -152,6 +152,7 @@ class HostWarpgroups {
     for (; groups_.size() > pending; groups_.pop_front())
       for (const auto& multiplication : groups_.front()) multiplication();
   }
+
  private:
   // Where the memory would lie on the device.
   static constexpr uint32_t first_address = 2048;

@@ -171,15 +171,17 @@ def _refine(
 
 
 def _walks(critic: Packed, options: RefineOptions, execution: Execution) -> bool:
-    """Whether to walk: where building the maps takes no more columns than the full network would.
+    """Whether to walk: where building the maps takes no more multiply-adds than the full network.
 
-    The batch has no say: the two round differently.
+    With ReLU half of the units, or so, are active, and the others cost nothing. The batch has no
+    say: the two round differently.
     """
     if execution.algorithm == "walk" and critic.why_no_walk is not None:
         raise ValueError(f"algorithm: cannot be 'walk' with this critic: {critic.why_no_walk}")
     if execution.algorithm != "auto" or critic.why_no_walk is not None:
         return execution.algorithm == "walk"
-    return columns(critic.action_dim) <= 2 * (options.steps + 1)
+    built = columns(critic.action_dim) / (2 if critic.activation == "relu" else 1)
+    return built <= 2 * (options.steps + 1)
 
 
 def _dense(

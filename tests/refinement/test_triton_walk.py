@@ -230,11 +230,20 @@ def test_weights_that_turn_infinite_are_not_walked() -> None:
 
 
 def test_auto_walks_where_that_is_less_work() -> None:
-    for action_dim, steps, expected in ((3, 10, "walk"), (3, 0, "dense"), (28, 10, "dense")):
-        critic = random_critic(action_dim=action_dim)
+    for activation, action_dim, steps, expected in (
+        ("relu", 3, 1, "walk"),
+        ("relu", 5, 0, "dense"),
+        ("relu", 28, 7, "walk"),
+        ("relu", 28, 6, "dense"),
+        ("leaky_relu", 3, 1, "walk"),
+        ("leaky_relu", 3, 0, "dense"),
+        ("leaky_relu", 28, 15, "walk"),
+        ("leaky_relu", 28, 14, "dense"),
+    ):
+        critic = random_critic(action_dim=action_dim, activation=activation)
         batch = random_batch(critic, 1)
         _, info = walk(critic, *batch, steps=steps, algorithm="auto")
-        assert info.algorithm == expected, (action_dim, steps)
+        assert info.algorithm == expected, (activation, action_dim, steps)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dtag_fast.refinement.triton_kernels.launch import compiler_options, interpr
 MOST_IN_REGISTERS = 32768  # numbers of the walk's maps, of all heads, each with 1 + A columns
 LARGEST = 1e36  # product of weights of all layers; the largest float32 is 3.4e38
 WEIGHT_TILE = 4096  # numbers of a weight matrix that a program loads at a time
-WARP_UNITS = 128  # of the walk: four a thread, as many as one load brings
+WARP = 32  # threads
 MOST_WARPS = 16
 
 
@@ -162,6 +162,8 @@ def walk_constants(critic: Packed, options: RefineOptions) -> dict[str, Any]:
         "H": critic.width,
         "HEADS": power_of_two(critic.heads),
         "TILE": _walk_tile(critic),
+        # As many as one load brings, but for columns that would take too many registers.
+        "EACH": 4 if columns(critic.action_dim) <= 8 else 2,
     }
 
 
@@ -183,7 +185,7 @@ def walk_options(constants: dict[str, Any]) -> dict[str, Any]:
     With so many warps a thread holds all columns of its units, and sums over columns by itself;
     with more, warps would share the columns. What is loaded ahead the kernel says itself.
     """
-    warps = constants["HEADS"] * constants["H"] // WARP_UNITS
+    warps = constants["HEADS"] * constants["H"] // (WARP * constants["EACH"])
     return compiler_options(warps=max(1, min(MOST_WARPS, warps)), stages=1)
 
 
@@ -214,11 +216,8 @@ def _tile(critic: Packed) -> int:
 
 
 def _walk_tile(critic: Packed) -> int:
-    """The units of each head that the walk builds its maps of at a time: fewer where many columns
-    leave few registers.
-    """
-    fitting = WEIGHT_TILE // (power_of_two(critic.heads) * critic.width)
-    return max(1, min(8 if columns(critic.action_dim) <= 8 else 4, fitting))
+    """The units of each head that the walk builds its maps of at a time."""
+    return max(1, min(8, WEIGHT_TILE // (power_of_two(critic.heads) * critic.width)))
 
 
 def tile_rows(precision: Precision) -> int:

@@ -58,6 +58,7 @@ def outer(
     A: tl.constexpr,
     STRIDE: tl.constexpr,
     H: tl.constexpr,
+    EACH: tl.constexpr,
 ) -> tl.tensor:
     """[A', E H]: the sum over U units k of each head of factor T_1[:, k] W_2[:, k]^T."""
     first_unit, by_unit, shares, forward, action_dim = critic
@@ -66,8 +67,8 @@ def outer(
     at = first_unit[None, :] + (units >> 1)
     # Rows first: they have the longest way.
     unit = tl.arange(0, HEADS * H)[None, None, :] % H
-    # Four numbers a thread, as of all that is loaded, be they of 32 bits or 16.
-    row = tl.max_constancy(spread(at, H) * H, [1, 4])
+    # As many numbers a thread, as of all that is loaded, be they of 32 bits or 16.
+    row = tl.max_constancy(spread(at, H) * H, [1, EACH])
     rows = tl.load(forward + row[None, :, :] + unit).to(tl.float32)
     axis = tl.arange(0, A)[:, None, None]
     x = tl.load(by_unit + at[None, :, :] * STRIDE + axis % STRIDE)  # 0 beyond the actions
@@ -119,6 +120,7 @@ def walk(
     H: tl.constexpr,
     HEADS: tl.constexpr,  # E padded to a power of two
     TILE: tl.constexpr,  # units of a head that are added at a time
+    EACH: tl.constexpr,  # units of a thread
 ) -> None:
     """Refine `rows` rows; see the module for the mathematics and `step.py` for the loop."""
     axis = tl.arange(0, A)
@@ -234,6 +236,7 @@ def walk(
                             A,
                             STRIDE,
                             H,
+                            EACH,
                         )
                     corrections = 0
                     if step > 0:
@@ -253,6 +256,7 @@ def walk(
                             A,
                             STRIDE,
                             H,
+                            EACH,
                         )
                 z = tl.sum(point * top, axis=0)[None, :]
             z = tl.where(above, z, 0.0)

@@ -10,35 +10,42 @@
 
 namespace dtag::cuda {
 
-// What a thread keeps. Its row where rows climb is one of the two that it has sums of.
+// What a thread keeps.
 struct TileThread {
-  static constexpr int rows = 16, units = 4;  // whose z_1 it makes
+  static constexpr int rows = 16, units = 4;  // whose share of z_1 it makes
   static constexpr int numbers = rows * units;
   static constexpr int fragments = numbers / 8;
-  float share[rows][units];  // W_1s s + b_1
-  float sums[numbers];       // of z_2, but for b_2: of two rows two columns of every eight
+  float made[rows][units];   // W_1s s + b_1
+  float share[numbers];      // the same as z_1 needs it: of two rows two columns of every eight
+  float sums[numbers];       // of z_2, but for b_2, likewise
   float back[numbers];       // of g_2 W_2, likewise
   uint32_t layer[fragments][4];    // of h_1 or g_2, of 16 columns each, likewise
   uint32_t passing[numbers / 32];  // z_1 > 0, a bit each, likewise
+  uint32_t action[4];        // of two rows two dimensions each: in half floats, and what is left of them then
+  uint32_t first[4];         // W_1a of 16 units, as HalfFactors takes it: of two eights, and what is left
+  uint32_t masked[2][4];     // of back what passes, of 16 columns; and what is left
+  float z[2][4];             // z_1 of two eights
   float q[2];
-  // Of two rows two dimensions each, by every second eight and as add_product() leaves it; of all, in the first.
+  // Of two rows two dimensions each, by every second sixteen and by what was multiplied; of all, in the first.
   float gradient[2][3][4];
-  float own_q;              // the warpgroup's part of the q of the row that it climbs for
-  // Of that row and four dimensions of the action:
+  float own_q;               // the warpgroup's part of the q of row(own())
+  // Of two rows two dimensions each:
   float total[4];  // the ensemble's gradient
   float proposal[4], initial[4];
-  float length;
+  float length[2];
 };
 
-// Of a product of 16 rows by eight numbers, and eight columns of these: a lane's part of either factor, of the
-// rows (lane / 4) + {0, 8} number lane % 4 and number lane % 4 + 4, and the same two of column lane / 4.
-struct SmallFactors {
-  float left[4], right[2];
+// Of a product of 16 rows by so many numbers, half floats, and eight columns of these: a lane's part of either
+// factor, pairs of numbers. Of the rows (lane / 4) + {0, 8} the numbers 2 (lane % 4) + {0, 1}, and of 16 those
+// 8 on, in the same order; and the same numbers of column lane / 4.
+template <int numbers>
+struct HalfFactors {
+  uint32_t left[numbers / 4], right[numbers / 8];
 };
 
-// Where a thread is. It makes z_1 of the rows first_row() to + 15 and the units first_unit() to + 3; it has the sums
-// of row(0) and row(1), of the columns 2 pair() + {0, 1} of every eight of its warpgroup's half, and climbs for
-// row(own()), as a thread of every warpgroup of the cluster does.
+// Where a thread is. It has the numbers of row(0) and row(1), of the columns 2 pair() + {0, 1} of every eight of its
+// warpgroup's half, and climbs for the same dimensions of these rows, as a thread of every warpgroup of the cluster
+// does. The share of z_1 it makes of the rows first_row() to + 15 and the units first_unit() to + 3.
 struct TilePlace {
   int thread;
   DTAG_BOTH int group() const { return thread / TileLayout::group_threads; }
@@ -47,10 +54,9 @@ struct TilePlace {
   DTAG_BOTH int first_row() const { return in_group() / 32 * 16; }
   DTAG_BOTH int first_unit() const { return group() * (TileLayout::units / TileLayout::groups) + lane() * 4; }
   DTAG_BOTH int pair() const { return thread % 4; }
-  DTAG_BOTH int column() const { return lane() / 4; }  // of an eight, as a factor
   DTAG_BOTH int row(int which) const { return first_row() + lane() / 4 + 8 * which; }
   DTAG_BOTH int own() const { return thread % 4 / 2; }
-  DTAG_BOTH int dimension() const { return thread % 2 * 4; }
+  DTAG_BOTH int dimension() const { return 2 * pair(); }
 };
 static_assert(TileThread::units * 32 == TileLayout::units / TileLayout::groups, "a warp's lanes have a half");
 
@@ -69,19 +75,19 @@ class DenseInput {
 
   // Send for the weights that stay, and for those of the first numbers of the observation.
   DTAG_BOTH void start() {
-    constexpr int top_bytes = 16 * At::units / 2;
     constexpr int matrix_bytes = At::units / At::slab_units * At::slab;
     const int rows = observation_rows(critic_), staged_bytes = 4 * At::units * (rows < At::staged ? rows : At::staged);
-    const float* const numbers = critic_.tile_numbers + head_ * (top_bytes + At::first_bytes) / 4;
-    group_.expect(0, staged_bytes + top_bytes + At::first_bytes);
+    group_.expect(0, staged_bytes + At::number_bytes);
     group_.copy(0, At::staged_weights, critic_.tile_observation + head_ * rows * At::units, staged_bytes);
-    group_.copy(0, At::top, numbers, top_bytes);
-    group_.copy(0, At::first, numbers + top_bytes / 4, At::first_bytes);
+    group_.copy(0, At::top, critic_.tile_numbers + head_ * (At::number_bytes / 4), At::number_bytes);
     group_.expect(1, matrix_bytes);
     for (int slab = 0; slab < matrix_bytes; slab += At::slab)
       group_.copy(1, At::weights + slab, static_cast<const char*>(critic_.tile_weights) + head_ * matrix_bytes + slab,
                   At::slab);
   }
+
+  // W_2, which only the first multiplication waits for otherwise.
+  DTAG_BOTH void wait_for_weights() const { group_.arrived(1); }
 
   // A tile: the observation's share of z_1.
   DTAG_BOTH void take(bool is_first) {
@@ -101,7 +107,7 @@ class DenseInput {
       DTAG_UNROLLED
       for (int row = 0; row < Thread::rows; ++row) {
         DTAG_UNROLLED
-        for (int u = 0; u < 4; ++u) thread.share[row][u] = bias[u];
+        for (int u = 0; u < 4; ++u) thread.made[row][u] = bias[u];
       }
       copies_wait<0>();
     });
@@ -122,29 +128,22 @@ class DenseInput {
       });
       group_.sync();
     }
-    group_.each([&](Thread& thread, const Place& here) {
-      // No negative zero is left, nor will be in z_1.
+    turn();
+    group_.each([&](Thread&, const Place& here) {
+      const Place at = anew(here);
       DTAG_UNROLLED
-      for (int row = 0; row < Thread::rows; ++row) {
-        DTAG_UNROLLED
-        for (float& number : thread.share[row]) number += 0.0f;
-      }
-      notes().failed[anew(here).thread] = 0;
+      for (int r = 0; r < 2; ++r) notes().failed[at.thread][r] = 0;
     });
-    if (is_first) group_.arrived(1);
+    group_.sync();  // what is turned lies where climbing keeps its numbers
   }
 
  protected:
   DTAG_BOTH int64_t first_row() const { return static_cast<int64_t>(anew(tile_)) * At::rows; }
   DTAG_BOTH float* floats(int at) const { return reinterpret_cast<float*>(group_.memory() + at); }
   DTAG_BOTH TileNotes& notes() const { return *reinterpret_cast<TileNotes*>(group_.memory() + At::notes); }
-  // A row's, by a thread's warpgroup.
-  DTAG_BOTH float* action_of(const Place& at, int row) const {
-    return floats(At::actions) + (at.group() * At::rows + row) * At::most_actions;
+  DTAG_BOTH const TileScales& scales() const {
+    return *reinterpret_cast<const TileScales*>(group_.memory() + At::scales);
   }
-
-  // W_1a of an eight of the units: [8, 8].
-  DTAG_BOTH float* first_of(int eight) const { return floats(At::first) + eight * At::first_stride; }
 
   Group group_;
   const Job& job_;
@@ -195,10 +194,40 @@ class DenseInput {
         DTAG_UNROLLED
         for (int i = 0; i < 4; ++i) {
           DTAG_UNROLLED
-          for (int u = 0; u < 4; ++u) thread.share[row][u] = fmaf(x[i], weights[i][u], thread.share[row][u]);
+          for (int u = 0; u < 4; ++u) thread.made[row][u] = fmaf(x[i], weights[i][u], thread.made[row][u]);
         }
       }
     }
+  }
+
+  // The share of z_1 from the threads that made it to those that need it, within a warp: its rows by eights.
+  DTAG_BOTH void turn() {
+    DTAG_UNROLLED
+    for (int r = 0; r < 2; ++r) {
+      group_.each([&](Thread& thread, const Place& here) {
+        const Place at = anew(here);
+        DTAG_UNROLLED
+        for (int row = 0; row < 8; ++row)
+          store_shared(turned(at, row) + at.lane() * Thread::units, thread.made[8 * r + row]);
+      });
+      group_.sync_warps();
+      group_.each([&](Thread& thread, const Place& here) {
+        const Place at = anew(here);
+        const float scale = scales().of_share;
+        DTAG_UNROLLED
+        for (int j = 0; j < Thread::numbers / 4; ++j) {
+          float pair[2];
+          load_two(turned(at, at.lane() / 4) + 8 * j + 2 * at.pair(), pair);
+          // No negative zero is left, nor will be in z_1.
+          DTAG_UNROLLED
+          for (int c = 0; c < 2; ++c) thread.share[4 * j + 2 * r + c] = fmaf(pair[c], scale, 0.0f);
+        }
+      });
+      group_.sync_warps();
+    }
+  }
+  DTAG_BOTH float* turned(const Place& at, int row) const {
+    return floats(At::turned) + (at.thread / 32 * 8 + row) * At::turned_stride;
   }
 };
 

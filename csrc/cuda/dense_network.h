@@ -6,8 +6,11 @@
 
 namespace dtag::cuda {
 
-// actions: dimensions of the action, or more.
-template <int actions, typename Group>
+// What climbing keeps of a thread's two rows and two dimensions, in shared memory since the network takes all
+// registers.
+enum Climbing { current_point, initial_point, best_point, first_moment, second_moment };
+
+template <typename Group>
 class DenseNetwork : public DenseInput<Group> {
  public:
   using Base = DenseInput<Group>;
@@ -17,15 +20,31 @@ class DenseNetwork : public DenseInput<Group> {
   using typename Base::Thread;
 
  protected:
-  using Base::action_of;
-  using Base::first_of;
   using Base::floats;
   using Base::group_;
+  using Base::scales;
 
-  // The sums of z_2 but for b_2, of the rows at their actions; and which units pass.
-  DTAG_BOTH void forward() {
+  // Where climbing keeps a thread's four numbers.
+  DTAG_BOTH float* climbing(const Place& at, Climbing what) const {
+    return floats(At::climbs) + 4 * (what * At::threads + at.thread);
+  }
+
+  // The action of which z_1 will be made.
+  DTAG_BOTH void take_action(Thread& thread, const Place& at, const float (&action)[4]) const {
+    float scale[2];
+    load_two(scales().of_action + at.dimension(), scale);
+    DTAG_UNROLLED
+    for (int r = 0; r < 2; ++r)
+      split(action[2 * r] * scale[0], action[2 * r + 1] * scale[1], thread.action[r], thread.action[2 + r]);
+  }
+
+  // The sums of z_2 but for b_2, of the rows at their actions; and which units pass. For the first time W_2 is still
+  // on its way.
+  DTAG_BOTH void forward(bool is_first) {
     group_.forget();
-    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { first_layer(thread, at); });
+    DTAG_UNROLLED
+    for (int i = 0; i < Thread::fragments; ++i) first_layer(i);
+    if (is_first) group_.arrived(1);
     // W_2's rows for the units of a warpgroup.
     multiply<false>([](Thread& thread) -> auto& { return thread.sums; },
                     [](int k) { return k / 4 * At::slab + k % 4 * 32; }, At::units / At::groups * 128);
@@ -66,18 +85,20 @@ class DenseNetwork : public DenseInput<Group> {
       }
     });
     DTAG_UNROLLED
-    for (int j = 0; j < eights; ++j) back(j);
-    group_.each([&](Thread& thread, const Place&) DTAG_INLINED {
+    for (int i = 0; i < Thread::fragments; ++i) back(i);
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
       auto& sums = thread.gradient;
+      float scale[2];
+      load_two(scales().from_gradient + at.dimension(), scale);
       DTAG_UNROLLED
       for (int i = 0; i < 4; ++i) {
         const float small = (sums[0][1][i] + sums[1][1][i]) + (sums[0][2][i] + sums[1][2][i]);
-        sums[0][0][i] = (sums[0][0][i] + sums[1][0][i]) + small;
+        sums[0][0][i] = ((sums[0][0][i] + sums[1][0][i]) + small) * scale[i % 2];
       }
     });
   }
 
-  // q over the four threads of a row, to those that climb for it.
+  // q over the four threads of a row, to two of them.
   DTAG_BOTH void sum_up() {
     group_.template exchange<1>(
         2,
@@ -87,7 +108,9 @@ class DenseNetwork : public DenseInput<Group> {
         });
     group_.template exchange<1>(
         1, [](Thread& thread, const Place&, float(&give)[1]) { give[0] = thread.own_q; },
-        [](Thread& thread, const Place&, const float(&got)[1]) { thread.own_q += got[0]; });
+        [&](Thread& thread, const Place&, const float(&got)[1]) {
+          thread.own_q = (thread.own_q + got[0]) * scales().from_q;
+        });
   }
 
  private:
@@ -110,37 +133,39 @@ class DenseNetwork : public DenseInput<Group> {
     group_.pass_turn();
   }
 
-  // h_1, to shared memory: of four rows at a time, whose actions are read before the four before them are written.
-  DTAG_BOTH void first_layer(Thread& thread, const Place& at) {
-    constexpr int together = 4;
-    const int unit = at.first_unit();
-    float weights[actions][4], action[2][together][actions];
-    DTAG_UNROLLED
-    for (int a = 0; a < actions; ++a) load_four(first_of(unit / 8) + a * 8 + unit % 8, weights[a]);
-    char* const to = group_.memory() + At::layer + unit / At::slab_units * At::layer_slab + at.first_row() * 128;
-    const int byte = unit % At::slab_units * 2;
-    const auto read = [&](int first) DTAG_INLINED {
+  // Of 16 columns h_1, to shared memory.
+  DTAG_BOTH void first_layer(int i) {
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      group_.template get_first<false>(at, i, thread.first);
       DTAG_UNROLLED
-      for (int i = 0; i < together; ++i)
-        load_shared(action_of(at, at.first_row() + first + i), action[first / together % 2][i]);
-    };
-    read(0);
-    DTAG_UNROLLED
-    for (int first = 0; first < Thread::rows; first += together) {
-      if (first + together < Thread::rows) read(first + together);
-      DTAG_UNROLLED
-      for (int i = 0; i < together; ++i) {
-        const int row = first + i;
-        float z[4] = {thread.share[row][0], thread.share[row][1], thread.share[row][2], thread.share[row][3]};
+      for (int half = 0; half < 2; ++half) {
         DTAG_UNROLLED
-        for (int a = 0; a < actions; ++a) {
-          DTAG_UNROLLED
-          for (int u = 0; u < 4; ++u) z[u] = fmaf(weights[a][u], action[first / together % 2][i][a], z[u]);
-        }
-        const uint32_t pairs[2] = {positive_pair_of(z[0], z[1]), positive_pair_of(z[2], z[3])};
-        store_two(to + (byte ^ row % 8 << 4) + row * 128, pairs);  // as swizzled() has it
+        for (int n = 0; n < 4; ++n) thread.z[half][n] = thread.share[8 * i + 4 * half + n];
       }
+    });
+    DTAG_UNROLLED
+    for (int half = 0; half < 2; ++half) {
+      const auto sums = [half](Thread& thread) DTAG_INLINED -> auto& { return thread.z[half]; };
+      // Both parts of the action times W_1a's first one, and its first part times the second.
+      group_.template add_product<16>(
+          [half](const Thread& thread) DTAG_INLINED -> HalfFactors<16> {
+            const auto& action = thread.action;
+            const uint32_t large = thread.first[half];
+            return {{action[0], action[1], action[2], action[3]}, {large, large}};
+          },
+          sums);
+      group_.template add_product<8>(
+          [half](const Thread& thread) DTAG_INLINED -> HalfFactors<8> {
+            return {{thread.action[0], thread.action[1]}, {thread.first[2 + half]}};
+          },
+          sums);
     }
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      const auto& z = thread.z;
+      const uint32_t fragment[4] = {positive_pair_of(z[0][0], z[0][1]), positive_pair_of(z[0][2], z[0][3]),
+                                    positive_pair_of(z[1][0], z[1][1]), positive_pair_of(z[1][2], z[1][3])};
+      group_.put(at, i, fragment);
+    });
   }
 
   // Of h_1 as it is multiplied: what back() takes.
@@ -180,25 +205,31 @@ class DenseNetwork : public DenseInput<Group> {
     }
   }
 
-  // Of an eight: the gradient.
-  DTAG_BOTH void back(int j) {
-    group_.add_product(
-        [&](const Thread& thread, const Place& at) DTAG_INLINED {
-          SmallFactors factors;
-          // The two columns that a thread has of the eight are what it has to have of eight numbers: whatever
-          // their order, if it is that of both factors.
-          DTAG_UNROLLED
-          for (int c = 0; c < 2; ++c) {
-            DTAG_UNROLLED
-            for (int r = 0; r < 2; ++r) {
-              const bool passes = thread.passing[j / 8] >> (j % 8 * 2 + r + 16 * c) & 1;
-              factors.left[2 * c + r] = passes ? thread.back[4 * j + 2 * r + c] : 0.0f;
-            }
-          }
-          load_two(first_of(eight_of(at, j)) + at.column() * 8 + 2 * at.pair(), factors.right);
-          return factors;
-        },
-        [j](Thread& thread) DTAG_INLINED -> auto& { return thread.gradient[j % 2]; });
+  // Of 16 columns the gradient.
+  DTAG_BOTH void back(int i) {
+    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
+      group_.template get_first<true>(at, i, thread.first);
+      DTAG_UNROLLED
+      for (int pair = 0; pair < 4; ++pair) {
+        float numbers[2];
+        DTAG_UNROLLED
+        for (int c = 0; c < 2; ++c) {
+          const bool passes = thread.passing[i / 4] >> (i % 4 * 4 + pair + 16 * c) & 1;
+          numbers[c] = passes ? thread.back[8 * i + 2 * pair + c] : 0.0f;
+        }
+        split(numbers[0], numbers[1], thread.masked[0][pair], thread.masked[1][pair]);
+      }
+    });
+    DTAG_UNROLLED
+    for (int n = 0; n < 3; ++n)
+      group_.template add_product<16>(
+          [n](const Thread& thread) DTAG_INLINED -> HalfFactors<16> {
+            const auto& left = thread.masked[n == 2];
+            const uint32_t* const right = thread.first + (n == 1 ? 2 : 0);
+            return {{left[0], left[1], left[2], left[3]}, {right[0], right[1]}};
+          },
+          // One does not wait for the other.
+          [i, n](Thread& thread) DTAG_INLINED -> auto& { return thread.gradient[i % 2][n]; });
   }
 };
 

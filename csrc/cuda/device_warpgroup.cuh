@@ -11,8 +11,10 @@
 //   sync_for_tensor_cores()   by tensor cores, too
 //   exchange<n>(d, give, take)   give(thread, place, values) n numbers to the thread whose index differs in
 //                        bit d, within four; take(thread, place, values)
-//   add_product(factors, sums)   to sums(thread)[3][4] the product of a warp's SmallFactors, as float32 would have
-//                        it: every number in two parts, and of their products three, to be added up
+//   add_product<numbers>(factors, sums)   to sums(thread)[4] the product of a warp's HalfFactors, factors(thread)
+//   get_first<transposed>(place, i, words)   of W_1a, of the 16 units of index i of those of the thread's warpgroup: of
+//                        either eight, and then of what half floats leave, the thread's part of its right factor
+//                        with the units for columns or, transposed, for numbers
 //   put(place, i, fragment)   of 64 rows the 16 columns of index i of those of the thread's warpgroup, to
 //                        shared memory (TileLayout::layer); its rows are there with the other threads'
 //   get(place, i, fragment)   what was put, after a wait
@@ -105,19 +107,24 @@ class DeviceWarpgroups {
     take(thread_, place_, values);
   }
 
-  template <typename Factors, typename Sums>
-  __device__ __forceinline__ void add_product(Factors factors_of, Sums sums_of) {
-    const SmallFactors factors = factors_of(thread_, place_);
-    uint32_t left[2][4], right[2][2];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) split_in_parts(factors.left[i], left[0][i], left[1][i]);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) split_in_parts(factors.right[i], right[0][i], right[1][i]);
-    // One does not wait for the other.
-    auto& sums = sums_of(thread_);
-    multiply_small(sums[0], left[0], right[0]);
-    multiply_small(sums[1], left[0], right[1]);
-    multiply_small(sums[2], left[1], right[0]);
+  template <int numbers, typename Factors, typename Sums>
+  __device__ __forceinline__ void add_product(Factors factors, Sums sums) {
+    multiply_halves(sums(thread_), factors(thread_));
+  }
+
+  template <bool transposed>
+  __device__ __forceinline__ void get_first(const TilePlace& at, int i, uint32_t (&words)[4]) const {
+    // A lane says where a unit's eight numbers lie, of two eights and their other parts.
+    const int lane = at.lane(), unit = at.group() * (TileLayout::units / TileLayout::groups) + lane % 16;
+    const uint32_t from = address() + TileLayout::first + lane / 16 * TileLayout::first_part + 16 * unit + 256 * i;
+    if constexpr (transposed)
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                   : "r"(from));
+    else
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                   : "r"(from));
   }
 
   __device__ __forceinline__ void put(const TilePlace& at, int i, const uint32_t (&fragment)[4]) const {
@@ -179,17 +186,16 @@ class DeviceWarpgroups {
   }
 #endif
 
-  __device__ __forceinline__ static void split_in_parts(float x, uint32_t& large, uint32_t& small) {
-    large = bits_of_float(large_part(x));
-    small = bits_of_float(small_part(x));
+  __device__ __forceinline__ static void multiply_halves(float (&d)[4], const HalfFactors<16>& of) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(of.left[0]), "r"(of.left[1]), "r"(of.left[2]), "r"(of.left[3]), "r"(of.right[0]), "r"(of.right[1]));
   }
-  __device__ __forceinline__ static void multiply_small(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    float c[4] = {d[0], d[1], d[2], d[3]};
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%10, %11, %12, %13};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
-          "f"(c[3]));
+  __device__ __forceinline__ static void multiply_halves(float (&d)[4], const HalfFactors<8>& of) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(of.left[0]), "r"(of.left[1]), "r"(of.right[0]));
   }
 
   // A warp's lane says where a row of eight numbers lies, of four times eight rows.
@@ -208,7 +214,7 @@ class DeviceWarpgroups {
   Thread thread_;
 };
 
-template <int actions, int heads>
+template <int heads>
 class DeviceCluster {
  public:
   __device__ explicit DeviceCluster(const Job& job) : tiles_(DeviceWarpgroups(), job, rank()) {
@@ -233,7 +239,7 @@ class DeviceCluster {
  private:
   __device__ static int rank() { return heads > 1 ? static_cast<int>(blockIdx.x % heads) : 0; }
 
-  DenseTiles<actions, heads, DeviceWarpgroups> tiles_;
+  DenseTiles<heads, DeviceWarpgroups> tiles_;
 };
 
 }  // namespace dtag::cuda

@@ -107,7 +107,7 @@ struct PackedCritic {
   const float* unscale = nullptr;              // [E, slots * 8]
   // Of what dense tiles take (dense_kernel.h): a head's parts of a block's shared memory, as they lie there.
   const void* tile_weights = nullptr;          // [E, 4, 256, 64], bfloat16, swizzled
-  const float* tile_numbers = nullptr;         // [E, top and first]
+  const float* tile_numbers = nullptr;         // [E, top, scales and first]
   const float* tile_observation = nullptr;     // [E, S by fours, 256], W_1s^T
   const float* second_bias = nullptr;          // [E, P]; null with one layer
   const float* output = nullptr;               // [E, P]

@@ -10,10 +10,6 @@
 
 namespace dtag::cuda {
 
-// As tensor cores take a float32: without its last thirteen bits; and what is left of it then.
-DTAG_BOTH float large_part(float x) { return float_of_bits(bits_of_float(x) & 0xffffe000u); }
-DTAG_BOTH float small_part(float x) { return x - large_part(x); }
-
 #ifndef __CUDACC__
 // Rounded to nearest, even on a tie; a NaN is 0x7fff.
 inline uint32_t bfloat16_of(float x) {

@@ -17,22 +17,31 @@ def padded(tensor: Tensor, *sizes: int) -> Tensor:
     return F.pad(tensor, padding).contiguous().clone()
 
 
+def power_for(largest: Tensor, most: int) -> Tensor:
+    """The power of two by which each number becomes some 2^14, 2^most at most either way."""
+    _, exponent = torch.frexp(largest)
+    return ((127 + (15 - exponent).clamp(-most, most)) << 23).view(torch.float32)
+
+
+def in_halves(numbers: Tensor) -> Tensor:
+    """Each in two half floats [..., 2], with ten bits of mantissa each as tf32 has."""
+    large = numbers.half()
+    return torch.stack([large, (numbers - large).half()], -1)
+
+
 def for_maps(
     of_action: Tensor, between: Tensor, actions: int, width: int, block: int
 ) -> dict[str, Tensor]:
     """What csrc/cuda/maps.h multiplies of W_1a [E, H_1, A] and W_2 [E, H_2, H_1], the units of
     layer 2 in blocks of `block`.
 
-    Every number is split in two half floats, with ten bits of mantissa each as tf32 has, scaled by
-    a power of two so that the largest is some 2^14.
+    Every number is split in two half floats, scaled by a power of two so that the largest is some
+    2^14.
     """
 
     def split(numbers: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        _, exponent = torch.frexp(numbers.abs().amax(dims, keepdim=True))
-        scale = ((127 + (15 - exponent).clamp(-100, 100)) << 23).view(torch.float32)
-        scaled = numbers * scale
-        large = scaled.half()
-        return torch.stack([large, (scaled - large).half()], -1), scale
+        scale = power_for(numbers.abs().amax(dims, keepdim=True), 100)
+        return in_halves(numbers * scale), scale
 
     device, heads, slots = between.device, len(between), -(-(1 + actions) // 8)
     terms, of_terms = split(padded(of_action, width, actions), (1,))
@@ -69,13 +78,27 @@ def for_dense_tiles(
     rows = torch.arange(units, device=between.device)[:, None]
     pieces = torch.arange(8, device=between.device) ^ rows % 8
     exchanged = slabs[:, :, rows, pieces]
-    # Of two units: -b_2, never a negative zero, and w. Of eight units W_1a, with room after it.
-    top = torch.stack([0.0 - padded(bias, units), padded(output.squeeze(1), units)], 1)
-    top = top.reshape(heads, 2, units // 2, 2).transpose(1, 2)
-    first = padded(of_action.mT, 8, units).reshape(heads, 8, units // 8, 8).transpose(1, 2)
-    first = F.pad(first.flatten(2), (0, 8))
+    # By powers of two: W_1a by dimension; z_1 as the largest weights of these for actions of 1 / 16,
+    # so that half floats hold actions from 2^-29 to 4095; w so that no sum of g_2 W_2 is beyond them.
+    first, top = padded(of_action, units, 8), padded(output.squeeze(1), units)
+    largest = first.abs().amax(1)  # [E, 8]
+    greatest = largest.amax(1, keepdim=True)
+    of_first = power_for(torch.where(largest > 0, largest, greatest), 60)
+    of_share = 16 * power_for(greatest, 60)
+    sums = (
+        top.to(between.dtype).float().abs().unsqueeze(1)
+        @ padded(between, units, units).float().abs()
+    )
+    of_top = power_for(sums.amax(2), 60)
+    of_action_and_back = of_share / of_first, 1 / (of_first * of_top)
+    of_share_and_q = of_share, 1 / (of_share * of_top), torch.zeros_like(of_top).expand(-1, 2)
+    # Of two units: -b_2, never a negative zero, and w.
+    tops = torch.stack([0.0 - padded(bias, units) * of_share, top * of_top], 1)
+    tops = tops.reshape(heads, 2, units // 2, 2).transpose(1, 2).flatten(1)
+    halves = in_halves(first * of_first.unsqueeze(1)).movedim(3, 1).contiguous()  # [E, 2, units, 8]
+    numbers = tops, *of_action_and_back, *of_share_and_q, halves.view(torch.float32).flatten(1)
     return {
         "tile_weights": exchanged.contiguous(),
-        "tile_numbers": torch.cat([top.flatten(1), first.flatten(1)], 1).contiguous(),
+        "tile_numbers": torch.cat(numbers, 1).contiguous(),
         "tile_observation": padded(of_observation.mT, -(-size // 4) * 4, units),
     }

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from dtag_fast import Critic
 
+EXACT = 2e-5  # sums of float32, which tensor cores cut
+LAST_DIGITS = 2.0**-22  # of z_1's sum of the observation's share and products with the action
+
 
 class Rounded(nn.Module):
     """Two hidden layers of ReLU: the weights between them, h_1 and w relu'(z_2) in bfloat16.
 
-    z_1 is what float32 makes of it bit for bit, since h_1's rounding may turn on its last digit;
-    all else is float64. The gradient of a head is rounded before the ensemble weighs it.
+    z_1 is what float32 makes of it, all else float64. The gradient of a head is rounded before the
+    ensemble weighs it. Where z_1 lies within its own rounding of where h_1's turns, h_1 is either
+    of two numbers, which `doubt` knows.
     """
 
     def __init__(self, critic: Critic) -> None:
@@ -37,6 +41,32 @@ class Rounded(nn.Module):
         back = torch.where(first > 0, slopes @ _bfloat16(self.critic.weights[1]), 0.0)
         of_action = self.critic.weights[0][:, :, self.critic.observation_dim :].double()
         return q.to(actions), (back @ of_action).to(actions)
+
+    @torch.no_grad()
+    def doubt(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """By how much q [E, B] may differ with z_1's last digits; and whether no unit is so near to
+        a kink that a gradient may [B], of sums of float32 besides.
+        """
+        z_2, z_1 = self.hidden(observations, actions)
+        size = self.hidden(observations, torch.zeros_like(actions))[1].abs()  # the observation's
+        of_action = self.critic.weights[0][:, :, self.critic.observation_dim :].double()
+        error = LAST_DIGITS * (size + actions.double().abs() @ of_action.abs().mT)
+        between = _bfloat16(z_1 + error).clamp(min=0) - _bfloat16(z_1 - error).clamp(min=0)
+        of_z_2 = between @ _bfloat16(self.critic.weights[1]).abs().mT
+        of_q = (of_z_2 @ self.critic.weights[2].double().abs().mT).squeeze(2)
+        clear = (z_1.abs() > error).all(2) & (z_2.abs() > EXACT + of_z_2).all(2)
+        apart = torch.ones(len(actions), dtype=torch.bool, device=actions.device)
+        if self.critic.heads > 1:
+            lowest = self.evaluate(observations, actions)[0].sort(0).values
+            apart = lowest[1] - lowest[0] > EXACT + of_q.sum(0)
+        return of_q, clear.all(0) & apart
+
+    def assert_q(self, found: Tensor, observations: Tensor, actions: Tensor) -> None:
+        """That it is the lower head's [B], but for sums of float32 and where h_1 is in doubt."""
+        q = self(observations, actions).amin(0)
+        of_q, _ = self.doubt(observations, actions)
+        error = (found - q).abs() - EXACT * q.abs() - of_q.amax(0)
+        assert (error <= EXACT).all(), error.sort().values
 
     @torch.no_grad()
     def hidden(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,27 +39,16 @@ void run(const Job& job, Kind kind) {
   return run<actions, units, 1, false, Precision>(job);
 }
 
-template <int actions, int heads>
+template <int heads>
 void run_tiles(const Job& job) {
   constexpr int clusters = 2;
   for (int index = 0; index < clusters; ++index) {
-    HostCluster<actions, heads> cluster(job, index, clusters, ++turn);
+    HostCluster<heads> cluster(job, index, clusters, ++turn);
     refine_tiles(cluster, job);
   }
 }
 
-template <int actions>
-void run_tiles(const Job& job) {
-  return job.critic.heads == 1 ? run_tiles<actions, 1>(job) : run_tiles<actions, 2>(job);
-}
-
-void run_tiles(const Job& job) {
-  switch (tile_actions(job.critic.layout.actions)) {
-    case 4: return run_tiles<4>(job);
-    case 6: return run_tiles<6>(job);
-    case 8: return run_tiles<8>(job);
-  }
-}
+void run_tiles(const Job& job) { return job.critic.heads == 1 ? run_tiles<1>(job) : run_tiles<2>(job); }
 
 template <int actions>
 void run(const Job& job, Kind kind) {

@@ -74,29 +74,38 @@ class HostWarpgroups {
     });
   }
 
-  template <typename Factors, typename SumsOf>
+  template <int numbers, typename Factors, typename SumsOf>
   void add_product(Factors factors_of, SumsOf sums_of) {
     for (int warp = 0; warp < TileLayout::threads / warp_size; ++warp) {
-      double left[2][16][8], right[2][8][8];  // large parts and small ones
+      double left[16][numbers], right[numbers][8];
       for (int lane = 0; lane < warp_size; ++lane) {
-        const int i = warp * warp_size + lane;
-        const SmallFactors factors = factors_of(std::as_const(threads_[i]), TilePlace{i});
-        for (int part = 0; part < 2; ++part) {
-          const auto part_of = [&](float x) { return large_part(part == 0 ? x : small_part(x)); };
-          for (int n = 0; n < 4; ++n)
-            left[part][lane / 4 + 8 * (n % 2)][lane % 4 + 4 * (n / 2)] = part_of(factors.left[n]);
-          for (int n = 0; n < 2; ++n) right[part][lane % 4 + 4 * n][lane / 4] = part_of(factors.right[n]);
-        }
+        const HalfFactors<numbers> factors = factors_of(std::as_const(threads_[warp * warp_size + lane]));
+        for (int n = 0; n < numbers / 2; ++n)
+          left[lane / 4 + n / 2 % 2 * 8][n / 4 * 8 + lane % 4 * 2 + n % 2] = half_of(factors.left[n / 2], n % 2);
+        for (int n = 0; n < numbers / 4; ++n)
+          right[n / 2 * 8 + lane % 4 * 2 + n % 2][lane / 4] = half_of(factors.right[n / 2], n % 2);
       }
       for (int lane = 0; lane < warp_size; ++lane)
-        for (int part = 0; part < 3; ++part)
-          for (int n = 0; n < 4; ++n) {
-            float& to = sums_of(threads_[warp * warp_size + lane])[part][n];
-            double sum = to;
-            for (int k = 0; k < 8; ++k)
-              sum += left[part == 2][lane / 4 + n / 2 * 8][k] * right[part == 1][k][lane % 4 * 2 + n % 2];
-            to = toward_zero(sum);
-          }
+        for (int n = 0; n < 4; ++n) {
+          float& to = sums_of(threads_[warp * warp_size + lane])[n];
+          double sum = to;
+          for (int k = 0; k < numbers; ++k) sum += left[lane / 4 + n / 2 * 8][k] * right[k][lane % 4 * 2 + n % 2];
+          to = toward_zero(sum);
+        }
+    }
+  }
+  template <bool transposed>
+  void get_first(const TilePlace& at, int i, uint32_t (&words)[4]) const {
+    for (int word = 0; word < 4; ++word) {
+      uint16_t pair[2];
+      for (int n = 0; n < 2; ++n) {
+        const int row = transposed ? at.lane() % 4 * 2 + n : at.lane() / 4;
+        const int column = transposed ? at.lane() / 4 : at.lane() % 4 * 2 + n;
+        const int unit = at.group() * (TileLayout::units / TileLayout::groups) + 16 * i + word % 2 * 8 + row;
+        const int part = TileLayout::first + word / 2 * TileLayout::first_part;
+        std::memcpy(&pair[n], memory_ + part + 16 * unit + 2 * column, 2);
+      }
+      std::memcpy(&words[word], pair, 4);
     }
   }
 
@@ -163,6 +172,8 @@ class HostWarpgroups {
     return memory_ + TileLayout::layer + column / 64 * TileLayout::layer_slab + swizzled(byte);
   }
 
+  static double half_of(uint32_t word, int which) { return from_half(static_cast<uint16_t>(word >> 16 * which)); }
+
   // Tensor cores cut digits off.
   static float toward_zero(double sum) {
     const float nearest = static_cast<float>(sum);
@@ -200,7 +211,7 @@ class HostWarpgroups {
   std::deque<std::vector<std::function<void()>>> groups_;
 };
 
-template <int actions, int heads>
+template <int heads>
 class HostCluster {
  public:
   HostCluster(const Job& job, int index, int count, uint32_t turn)
@@ -225,7 +236,7 @@ class HostCluster {
   }
 
  private:
-  using Tiles = DenseTiles<actions, heads, HostWarpgroups>;
+  using Tiles = DenseTiles<heads, HostWarpgroups>;
   int index_, count_;
   Turns turns_;
   std::vector<std::unique_ptr<char[]>> memory_;

@@ -18,16 +18,14 @@ struct TileThread {
   float made[rows][units];   // W_1s s + b_1
   float share[numbers];      // the same as z_1 needs it: of two rows two columns of every eight
   float sums[numbers];       // of z_2, but for b_2, likewise
-  float back[numbers];       // of g_2 W_2, likewise
-  uint32_t layer[fragments][4];    // of h_1 or g_2, of 16 columns each, likewise
-  uint32_t passing[numbers / 32];  // z_1 > 0, a bit each, likewise
+  uint32_t layer[fragments][4];  // of g_2, of 16 columns each, likewise
+  float back[2][numbers / 2];    // of the warpgroup's g_2 W_2, by turns of 64 columns, likewise
   uint32_t action[4];        // of two rows two dimensions each: in half floats, and what is left of them then
   uint32_t first[4];         // W_1a of 16 units, as HalfFactors takes it: of two eights, and what is left
-  uint32_t masked[2][4];     // of back what passes, of 16 columns; and what is left
+  uint32_t masked[2][4];     // of back what passes, of 16 columns, in half floats, and what is left
   float z[2][4];             // z_1 of two eights
   float q[2];
-  // Of two rows two dimensions each, by every second sixteen and by what was multiplied; of all, in the first.
-  float gradient[2][3][4];
+  float gradient[2][4];  // of two rows two dimensions each, of large parts and of others; of all, in the first
   float own_q;               // the warpgroup's part of the q of row(own())
   // Of two rows two dimensions each:
   float total[4];  // the ensemble's gradient
@@ -48,19 +46,25 @@ struct HalfFactors {
 // does. The share of z_1 it makes of the rows first_row() to + 15 and the units first_unit() to + 3.
 struct TilePlace {
   int thread;
-  DTAG_BOTH int group() const { return thread / TileLayout::group_threads; }
-  DTAG_BOTH int in_group() const { return thread % TileLayout::group_threads; }
-  DTAG_BOTH int lane() const { return thread % 32; }
-  DTAG_BOTH int first_row() const { return in_group() / 32 * 16; }
+  DTAG_BOTH int group() const { return over(TileLayout::group_threads); }
+  DTAG_BOTH int in_group() const { return within(TileLayout::group_threads); }
+  DTAG_BOTH int warp() const { return over(32); }
+  DTAG_BOTH int lane() const { return within(32); }
+  DTAG_BOTH int first_row() const { return warp() % (TileLayout::group_threads / 32) * 16; }
   DTAG_BOTH int first_unit() const { return group() * (TileLayout::units / TileLayout::groups) + lane() * 4; }
-  DTAG_BOTH int pair() const { return thread % 4; }
-  DTAG_BOTH int row(int which) const { return first_row() + lane() / 4 + 8 * which; }
-  DTAG_BOTH int own() const { return thread % 4 / 2; }
+  DTAG_BOTH int pair() const { return within(4); }
+  DTAG_BOTH int row(int which) const { return first_row() + within(32) / 4 + 8 * which; }
+  DTAG_BOTH int own() const { return within(4) / 2; }
   DTAG_BOTH int dimension() const { return 2 * pair(); }
+
+ private:
+  // As the compiler does it at once with what is not negative.
+  DTAG_BOTH int over(unsigned n) const { return static_cast<int>(static_cast<unsigned>(thread) / n); }
+  DTAG_BOTH int within(unsigned n) const { return static_cast<int>(static_cast<unsigned>(thread) % n); }
 };
 static_assert(TileThread::units * 32 == TileLayout::units / TileLayout::groups, "a warp's lanes have a half");
 
-DTAG_BOTH TilePlace anew(const TilePlace& place) { return {anew(place.thread)}; }
+DTAG_BOTH TilePlace anew(const TilePlace& place) { return TilePlace{anew(place.thread)}; }
 
 // Group: the threads, see device_warpgroup.cuh.
 template <typename Group>
@@ -90,7 +94,7 @@ class DenseInput {
   DTAG_BOTH void wait_for_weights() const { group_.arrived(1); }
 
   // A tile: the observation's share of z_1.
-  DTAG_BOTH void take(bool is_first) {
+  DTAG_BOTH void take(int tile, bool is_first) {
     group_.sync();  // all have done with the tile before
     group_.each([&](Thread& thread, const Place& here) {
       const Place at = anew(here);
@@ -98,9 +102,12 @@ class DenseInput {
       copies_commit();
       const bool has_head = at.thread < critic_.heads;
       const float output_bias = has_head ? critic_.output_bias[at.thread] : 0.0f;
-      put_observation(at, 0);
+      put_observation(at, tile, 0);
       if (has_head) notes().output_bias[at.thread] = output_bias;
-      if (at.thread == 0) notes().finite = *critic_.finite;
+      if (at.thread == 0) {
+        notes().finite = *critic_.finite;
+        notes().tile = tile;
+      }
       const int unit = at.first_unit();
       float bias[4] = {};
       if (unit < width()) load(critic_.first_bias + head_ * width() + unit, bias);
@@ -123,7 +130,7 @@ class DenseInput {
         const Place at = anew(here);
         send_for_observation_weights(at, first);
         copies_commit();
-        put_observation(at, first);
+        put_observation(at, tile, first);
         copies_wait<0>();
       });
       group_.sync();
@@ -138,7 +145,9 @@ class DenseInput {
   }
 
  protected:
-  DTAG_BOTH int64_t first_row() const { return static_cast<int64_t>(anew(tile_)) * At::rows; }
+  // Of a tile, or of the one that was taken.
+  DTAG_BOTH static int64_t first_row(int tile) { return static_cast<int64_t>(tile) * At::rows; }
+  DTAG_BOTH int64_t first_row() const { return first_row(notes().tile); }
   DTAG_BOTH float* floats(int at) const { return reinterpret_cast<float*>(group_.memory() + at); }
   DTAG_BOTH TileNotes& notes() const { return *reinterpret_cast<TileNotes*>(group_.memory() + At::notes); }
   DTAG_BOTH const TileScales& scales() const {
@@ -149,7 +158,6 @@ class DenseInput {
   const Job& job_;
   const PackedCritic& critic_;
   const int head_;
-  int tile_ = 0;
 
  private:
   DTAG_BOTH int width() const { return critic_.layout.width; }
@@ -163,12 +171,12 @@ class DenseInput {
   }
 
   // And those numbers, standardised: one of each eighth row to a thread. All are sent for at once.
-  DTAG_BOTH void put_observation(const Place& at, int first) {
+  DTAG_BOTH void put_observation(const Place& at, int tile, int first) {
     constexpr int apart = At::threads / At::staged, count = At::rows / apart;
     const int i = at.thread % At::staged, k = first + i, row = at.thread / At::staged;
     const bool real = k < critic_.observation_dim;
-    const int64_t left = real ? job_.rows - first_row() - row : 0;  // rows from the thread's first on
-    const float* const from = job_.observations + (first_row() + row) * critic_.observation_dim + k;
+    const int64_t left = real ? job_.rows - first_row(tile) - row : 0;  // rows from the thread's first on
+    const float* const from = job_.observations + (first_row(tile) + row) * critic_.observation_dim + k;
     float x[count];
     DTAG_UNROLLED
     for (int n = 0; n < count; ++n)
@@ -227,7 +235,7 @@ class DenseInput {
     }
   }
   DTAG_BOTH float* turned(const Place& at, int row) const {
-    return floats(At::turned) + (at.thread / 32 * 8 + row) * At::turned_stride;
+    return floats(At::turned) + (at.warp() * 8 + row) * At::turned_stride;
   }
 };
 

@@ -22,7 +22,7 @@ struct TileNotes {
   int failed[threads][rows];  // a number was not finite
   float output_bias[2];       // of the heads
   int finite;                 // the critic's
-  int unused;                 // for what comes next to be aligned
+  int tile;                   // of which they are
 };
 
 // By which powers of two a head's numbers are packed, for half floats to have all their digits: W_1a by dimension of

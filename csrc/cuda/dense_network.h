@@ -38,65 +38,73 @@ class DenseNetwork : public DenseInput<Group> {
       split(action[2 * r] * scale[0], action[2 * r + 1] * scale[1], thread.action[r], thread.action[2 + r]);
   }
 
-  // The sums of z_2 but for b_2, of the rows at their actions; and which units pass. For the first time W_2 is still
-  // on its way.
+  // The sums of z_2 but for b_2, of the rows at their actions. For the first time W_2 is still on its way.
   DTAG_BOTH void forward(bool is_first) {
     group_.forget();
     DTAG_UNROLLED
     for (int i = 0; i < Thread::fragments; ++i) first_layer(i);
     if (is_first) group_.arrived(1);
+    group_.sync_for_tensor_cores();
+    // One warpgroup after the other, so that the first goes on while the second is multiplying.
+    group_.take_turn();
+    group_.fence();
     // W_2's rows for the units of a warpgroup.
-    multiply<false>([](Thread& thread) -> auto& { return thread.sums; },
-                    [](int k) { return k / 4 * At::slab + k % 4 * 32; }, At::units / At::groups * 128);
-    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { see_passing(thread, at); });
-    group_.template wait<0>([](Thread& thread) -> auto& { return thread.sums; });
+    const auto sums = [](Thread& thread) DTAG_INLINED -> auto& { return thread.sums; };
+    DTAG_UNROLLED
+    for (int k = 0; k < At::units / 16; ++k)
+      group_.multiply(k > 0, sums, At::layer + k / 4 * At::layer_slab + k % 4 * 32,
+                      At::weights + k / 4 * At::slab + k % 4 * 32, At::units / At::groups * 128);
+    group_.commit();
+    group_.pass_turn();
+    group_.template wait<0>(sums);
   }
 
-  // From them the rows' q alone, a thread's part of it.
-  DTAG_BOTH void evaluate_q() {
+  // From them the rows' q alone; send_q() sends own_q, of row(own()).
+  template <typename SendQ>
+  DTAG_BOTH void evaluate_q(SendQ send_q) {
     group_.forget();
     group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
       second_layer(thread, at);
-      for (float& number : thread.gradient[0][0]) number = 0.0f;
+      for (float& number : thread.gradient[0]) number = 0.0f;
     });
+    sum_up();
+    send_q();
   }
 
   // And the gradient.
-  DTAG_BOTH void evaluate_gradient() {
+  template <typename SendQ>
+  DTAG_BOTH void evaluate_gradient(SendQ send_q) {
     group_.forget();
     group_.each([&](Thread& thread, const Place& at) DTAG_INLINED { second_layer(thread, at); });
-    group_.sync();  // all have done with h_1
-    group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
-      DTAG_UNROLLED
-      for (int i = 0; i < Thread::fragments; ++i) group_.put(at, i, thread.layer[i]);
-    });
-    // Its columns for the units of a warpgroup.
-    multiply<true>([](Thread& thread) -> auto& { return thread.back; }, [](int k) { return k * 16 * 128; },
-                   At::slab * (At::units / At::slab_units / At::groups));
-    group_.template wait<0>([](Thread& thread) -> auto& { return thread.back; });
     group_.each([&](Thread& thread, const Place&) DTAG_INLINED {
       DTAG_UNROLLED
-      for (int i = 0; i < 2; ++i) {
+      for (int n = 0; n < 2; ++n) {
         DTAG_UNROLLED
-        for (int n = 0; n < 3; ++n) {
-          DTAG_UNROLLED
-          for (float& number : thread.gradient[i][n]) number = 0.0f;
-        }
+        for (float& number : thread.gradient[n]) number = 0.0f;
       }
     });
-    DTAG_UNROLLED
-    for (int i = 0; i < Thread::fragments; ++i) back(i);
+    // Two slabs of W_2 are multiplied at a time, or being made a gradient of.
+    set_back<0>();
+    sum_up();
+    send_q();
+    set_back<1>();
+    back<0>();
+    set_back<2>();
+    back<1>();
+    set_back<3>();
+    back<2>();
+    back<3>();
     group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
       auto& sums = thread.gradient;
       float scale[2];
       load_two(scales().from_gradient + at.dimension(), scale);
       DTAG_UNROLLED
-      for (int i = 0; i < 4; ++i) {
-        const float small = (sums[0][1][i] + sums[1][1][i]) + (sums[0][2][i] + sums[1][2][i]);
-        sums[0][0][i] = ((sums[0][0][i] + sums[1][0][i]) + small) * scale[i % 2];
-      }
+      for (int i = 0; i < 4; ++i) sums[0][i] = (sums[0][i] + sums[1][i]) * scale[i % 2];
     });
   }
+
+ private:
+  static constexpr int eights = Thread::numbers / 4;  // of a warpgroup's columns
 
   // q over the four threads of a row, to two of them.
   DTAG_BOTH void sum_up() {
@@ -113,30 +121,36 @@ class DenseNetwork : public DenseInput<Group> {
         });
   }
 
- private:
-  static constexpr int eights = Thread::numbers / 4;  // of a warpgroup's columns
-  DTAG_BOTH static int eight_of(const Place& at, int j) { return at.group() * eights + j; }
-
-  // What all have put, times W_2: of its columns 16 k on from byte_of(k) on, for each warpgroup's units `apart`
-  // bytes on.
-  template <bool transposed, typename Sums, typename ByteOf>
-  DTAG_BOTH void multiply(Sums sums, ByteOf byte_of, int apart) {
-    group_.sync_for_tensor_cores();
-    // One warpgroup after the other, so that the first goes on while the second is multiplying.
-    group_.take_turn();
+  // Begin to multiply the warpgroup's g_2, which is in its registers, by W_2, for 64 units of the first layer: of the
+  // sums over layer 2 that a unit's gradient is, its half.
+  template <int slab>
+  DTAG_BOTH void set_back() {
     group_.fence();
     DTAG_UNROLLED
-    for (int k = 0; k < At::units / 16; ++k)
-      group_.template multiply<transposed>(k > 0, sums, At::layer + k / 4 * At::layer_slab + k % 4 * 32,
-                                           At::weights + byte_of(k), apart);
+    for (int k = 0; k < Thread::fragments; ++k)
+      group_.multiply_own(
+          k > 0, [](Thread& thread) DTAG_INLINED -> auto& { return thread.back[slab % 2]; },
+          [k](Thread& thread) DTAG_INLINED -> auto& { return thread.layer[k]; },
+          At::weights + slab * At::slab + k * 16 * 128, At::units / At::groups * 128);
     group_.commit();
-    group_.pass_turn();
+  }
+
+  // Of these units what they make of the gradient, while the next are multiplied.
+  template <int slab>
+  DTAG_BOTH void back() {
+    constexpr int blocks = At::slab_units / 16;
+    group_.template wait<slab + 1 < At::units / At::slab_units ? 1 : 0>(
+        [](Thread& thread) DTAG_INLINED -> auto& { return thread.back[slab % 2]; });
+    DTAG_UNROLLED
+    for (int i = 0; i < blocks; ++i)
+      add_gradient(slab * blocks + i,
+                   [i](const Thread& thread) DTAG_INLINED { return thread.back[slab % 2] + 8 * i; });
   }
 
   // Of 16 columns h_1, to shared memory.
   DTAG_BOTH void first_layer(int i) {
     group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
-      group_.template get_first<false>(at, i, thread.first);
+      group_.template get_first<false>(at, at.group() * Thread::fragments + i, thread.first);
       DTAG_UNROLLED
       for (int half = 0; half < 2; ++half) {
         DTAG_UNROLLED
@@ -168,30 +182,13 @@ class DenseNetwork : public DenseInput<Group> {
     });
   }
 
-  // Of h_1 as it is multiplied: what back() takes.
-  DTAG_BOTH void see_passing(Thread& thread, const Place& at) {
-    DTAG_UNROLLED
-    for (int i = 0; i < Thread::fragments; ++i) {
-      uint32_t fragment[4];
-      group_.get(at, i, fragment);
-      DTAG_UNROLLED
-      for (int pair = 0; pair < 4; ++pair) {
-        // Sixteen pairs to a word: of pair n the bits n and 16 + n.
-        uint32_t& passing = thread.passing[i / 4];
-        passing = (i % 4 == 0 && pair == 0 ? 0 : passing >> 1) | nonzero_halves(fragment[pair]);
-        // The compiler is not to keep the pairs in its place.
-        if (i % 4 == 3 && pair == 3) passing = anew(passing);
-      }
-    }
-  }
-
   // q and g_2.
   DTAG_BOTH void second_layer(Thread& thread, const Place& at) {
-    thread.q[0] = thread.q[1] = 0.0f;
+    float q[2][2] = {};  // of the first columns of the pairs, and of the second: one does not wait for the other
     DTAG_UNROLLED
     for (int j = 0; j < eights; ++j) {
       float top[4];
-      load_shared(floats(At::top) + 4 * (4 * eight_of(at, j) + at.pair()), top);
+      load_shared(floats(At::top) + 4 * (4 * (at.group() * eights + j) + at.pair()), top);
       const uint32_t weights = pair_of(top[2], top[3]);
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r) {
@@ -199,25 +196,30 @@ class DenseNetwork : public DenseInput<Group> {
         const float* const sums = thread.sums + 4 * j + 2 * r;
         const float first = negative_part(top[0] - sums[0]), second = negative_part(top[1] - sums[1]);
         thread.layer[j / 2][j % 2 * 2 + r] = weights & negative_halves(first, second);
-        thread.q[r] = fmaf(-top[2], first, thread.q[r]);
-        thread.q[r] = fmaf(-top[3], second, thread.q[r]);
+        q[r][0] = fmaf(-top[2], first, q[r][0]);
+        q[r][1] = fmaf(-top[3], second, q[r][1]);
       }
     }
+    DTAG_UNROLLED
+    for (int r = 0; r < 2; ++r) thread.q[r] = q[r][0] + q[r][1];
   }
 
-  // Of 16 columns the gradient.
-  DTAG_BOTH void back(int i) {
+  // Of 16 units of the first layer, of all, what they make of the gradient where h_1 is not zero. The two columns that
+  // a thread has of every eight are what it has to have of a factor's numbers.
+  template <typename Back>
+  DTAG_BOTH void add_gradient(int block, Back back) {
     group_.each([&](Thread& thread, const Place& at) DTAG_INLINED {
-      group_.template get_first<true>(at, i, thread.first);
+      group_.template get_first<true>(at, block, thread.first);
+      uint32_t fragment[4];
+      group_.get(at, block, fragment);
+      const float* const numbers = back(thread);
       DTAG_UNROLLED
       for (int pair = 0; pair < 4; ++pair) {
-        float numbers[2];
-        DTAG_UNROLLED
-        for (int c = 0; c < 2; ++c) {
-          const bool passes = thread.passing[i / 4] >> (i % 4 * 4 + pair + 16 * c) & 1;
-          numbers[c] = passes ? thread.back[8 * i + 2 * pair + c] : 0.0f;
-        }
-        split(numbers[0], numbers[1], thread.masked[0][pair], thread.masked[1][pair]);
+        uint32_t large, small;
+        split(numbers[2 * pair], numbers[2 * pair + 1], large, small);
+        const uint32_t passes = nonzero_halves(fragment[pair]);
+        thread.masked[0][pair] = large & passes;
+        thread.masked[1][pair] = small & passes;
       }
     });
     DTAG_UNROLLED
@@ -228,8 +230,7 @@ class DenseNetwork : public DenseInput<Group> {
             const uint32_t* const right = thread.first + (n == 1 ? 2 : 0);
             return {{left[0], left[1], left[2], left[3]}, {right[0], right[1]}};
           },
-          // One does not wait for the other.
-          [i, n](Thread& thread) DTAG_INLINED -> auto& { return thread.gradient[i % 2][n]; });
+          [n](Thread& thread) DTAG_INLINED -> auto& { return thread.gradient[n > 0]; });
   }
 };
 

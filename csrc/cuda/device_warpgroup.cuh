@@ -1,6 +1,7 @@
 // The warpgroups of a block of dense tiles on the device (dense_input.h), and the blocks of a cluster.
 //
 //   each(f)              f(thread, place) by their 256 threads
+//   same(x)              which is the same for all threads
 //   forget()             what was made of a place: it is not to take registers through every step
 //   memory(), address()  the block's shared memory, from a multiple of 1024 on; where it is for tensor cores
 //   expect(batch, bytes), copy(batch, byte, from, bytes), arrived(batch)   of two batches, once: so many bytes
@@ -12,15 +13,17 @@
 //   exchange<n>(d, give, take)   give(thread, place, values) n numbers to the thread whose index differs in
 //                        bit d, within four; take(thread, place, values)
 //   add_product<numbers>(factors, sums)   to sums(thread)[4] the product of a warp's HalfFactors, factors(thread)
-//   get_first<transposed>(place, i, words)   of W_1a, of the 16 units of index i of those of the thread's warpgroup: of
-//                        either eight, and then of what half floats leave, the thread's part of its right factor
-//                        with the units for columns or, transposed, for numbers
+//   get_first<transposed>(place, block, words)   of W_1a, of 16 units: of either eight, and then of what half floats
+//                        leave, the thread's part of its right factor with the units for columns or, transposed,
+//                        for numbers
 //   put(place, i, fragment)   of 64 rows the 16 columns of index i of those of the thread's warpgroup, to
 //                        shared memory (TileLayout::layer); its rows are there with the other threads'
-//   get(place, i, fragment)   what was put, after a wait
-//   fence(), multiply<transposed>(onto, sums, a, b, apart), commit()   wgmma.cuh, by each warpgroup: A from byte
-//                        a on, and B from byte b on, and `apart` bytes further on for each warpgroup; sums(thread)
-//                        are registers, not to be touched until it was waited for them
+//   get(place, block, fragment)   of what was put, after a wait: of the columns of all warpgroups 16
+//   fence(), multiply(onto, sums, a, b, apart), commit()   wgmma.cuh, by each warpgroup: A from byte a on, and B, 128
+//                        columns, from byte b on, and `apart` bytes further on for each warpgroup; sums(thread) are
+//                        registers, not to be touched until it was waited for them
+//   multiply_own(onto, sums, fragment, b, apart)   the same of fragment(thread), as put() takes it and not to be
+//                        touched either, by 64 columns of B, transposed
 //   take_turn(), pass_turn()   the second waits for the first to have passed its turn
 //   wait<pending>(registers)   until all groups are done but the last few; those registers are free then
 #pragma once
@@ -89,6 +92,9 @@ class DeviceWarpgroups {
     f(thread_, place_);
   }
 
+  // For the compiler to know it.
+  __device__ __forceinline__ static int same(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
   __device__ __forceinline__ void forget() { place_ = anew(place_); }
 
   __device__ __forceinline__ void sync() const { __syncthreads(); }
@@ -113,10 +119,10 @@ class DeviceWarpgroups {
   }
 
   template <bool transposed>
-  __device__ __forceinline__ void get_first(const TilePlace& at, int i, uint32_t (&words)[4]) const {
+  __device__ __forceinline__ void get_first(const TilePlace& at, int block, uint32_t (&words)[4]) const {
     // A lane says where a unit's eight numbers lie, of two eights and their other parts.
-    const int lane = at.lane(), unit = at.group() * (TileLayout::units / TileLayout::groups) + lane % 16;
-    const uint32_t from = address() + TileLayout::first + lane / 16 * TileLayout::first_part + 16 * unit + 256 * i;
+    const int lane = at.lane(), unit = block * 16 + lane % 16;
+    const uint32_t from = address() + TileLayout::first + lane / 16 * TileLayout::first_part + 16 * unit;
     if constexpr (transposed)
       asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                    : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -128,14 +134,15 @@ class DeviceWarpgroups {
   }
 
   __device__ __forceinline__ void put(const TilePlace& at, int i, const uint32_t (&fragment)[4]) const {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(place_of(at, i)),
-                 "r"(fragment[0]), "r"(fragment[1]), "r"(fragment[2]), "r"(fragment[3])
+    const uint32_t to = place_of(at, at.group() * (blocks / TileLayout::groups / blocks_of_slab) * slab, i);
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(fragment[0]),
+                 "r"(fragment[1]), "r"(fragment[2]), "r"(fragment[3])
                  : "memory");
   }
-  __device__ __forceinline__ void get(const TilePlace& at, int i, uint32_t (&fragment)[4]) const {
+  __device__ __forceinline__ void get(const TilePlace& at, int block, uint32_t (&fragment)[4]) const {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-                 : "r"(place_of(at, i)));
+                 : "r"(place_of(at, 0, block)));
   }
 
   // Without a branch, which may not lie between multiplications.
@@ -155,11 +162,14 @@ class DeviceWarpgroups {
     which_ = __shfl_sync(0xffffffffu, place_.group(), 0);
     wgmma_fence();
   }
-  template <bool transposed, typename Sums>
+  template <typename Sums>
   __device__ __forceinline__ void multiply(bool onto, Sums sums, int a, int b, int apart) {
     const uint64_t from = wgmma_tile(address(), 1024) + (a >> 4);
-    const uint64_t by = wgmma_tile(address(), 1024, transposed ? TileLayout::slab : 16) + (b + which_ * apart >> 4);
-    wgmma_bf16<transposed>(sums(thread_), from, by, onto);
+    wgmma_bf16(sums(thread_), from, wgmma_tile(address(), 1024) + (b + which_ * apart >> 4), onto);
+  }
+  template <typename Sums, typename Fragment>
+  __device__ __forceinline__ void multiply_own(bool onto, Sums sums, Fragment fragment, int b, int apart) {
+    wgmma_bf16(sums(thread_), fragment(thread_), wgmma_tile(address(), 1024) + (b + which_ * apart >> 4), onto);
   }
   __device__ __forceinline__ void commit() const { wgmma_commit(); }
   template <int pending, typename Registers>
@@ -170,8 +180,8 @@ class DeviceWarpgroups {
   }
 
  private:
-  static constexpr int slab = TileLayout::layer_slab, fragments_of_slab = TileLayout::slab_units / 16;
-  static constexpr int fragments_of_group = TileLayout::units / TileLayout::groups / 16;
+  static constexpr int slab = TileLayout::layer_slab, blocks = TileLayout::units / 16;
+  static constexpr int blocks_of_slab = TileLayout::slab_units / 16;
 
 #if DTAG_CLUSTERS
   __device__ static Mark mark(int i) {
@@ -187,23 +197,22 @@ class DeviceWarpgroups {
 #endif
 
   __device__ __forceinline__ static void multiply_halves(float (&d)[4], const HalfFactors<16>& of) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(of.left[0]), "r"(of.left[1]), "r"(of.left[2]), "r"(of.left[3]), "r"(of.right[0]), "r"(of.right[1]));
   }
   __device__ __forceinline__ static void multiply_halves(float (&d)[4], const HalfFactors<8>& of) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(of.left[0]), "r"(of.left[1]), "r"(of.right[0]));
   }
 
-  // A warp's lane says where a row of eight numbers lies, of four times eight rows.
-  __device__ __forceinline__ uint32_t place_of(const TilePlace& at, int i) const {
+  // A warp's lane says where a row of eight numbers lies, of four times eight rows; so many bytes on.
+  __device__ __forceinline__ uint32_t place_of(const TilePlace& at, uint32_t bytes, int block) const {
     const int lane = at.lane(), row = at.first_row() + lane % 16;
-    const uint32_t slabs = TileLayout::layer + at.group() * (fragments_of_group / fragments_of_slab) * slab;
-    const uint32_t place = slabs + row * 128 + ((lane / 16 ^ lane % 8) << 4);
-    return address() + (place ^ static_cast<uint32_t>(i % fragments_of_slab << 5)) + i / fragments_of_slab * slab;
+    const uint32_t place = TileLayout::layer + bytes + row * 128 + ((lane / 16 ^ lane % 8) << 4);
+    return address() + (place ^ static_cast<uint32_t>(block % blocks_of_slab << 5)) + block / blocks_of_slab * slab;
   }
 
   // For the compiler: it changes here.

@@ -42,8 +42,17 @@ DTAG_BOTH uint32_t positive_pair_of(float first, float second) {
   return pair_of(first <= 0.0f ? 0.0f : first, second <= 0.0f ? 0.0f : second);
 #endif
 }
-// Of two numbers of bfloat16, none of them negative: bits 15 and 31 say which are not zero.
-DTAG_BOTH uint32_t nonzero_halves(uint32_t pair) { return (pair + 0x7fff7fffu) & 0x80008000u; }
+// Ones in the half of a word whose number is not zero: of two of bfloat16, none of them negative.
+DTAG_BOTH uint32_t nonzero_halves(uint32_t pair) {
+  const uint32_t signs = pair + 0x7fff7fffu;
+#ifdef __CUDA_ARCH__
+  uint32_t halves;  // of either number the sign of its higher byte, two bytes of it
+  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(halves) : "r"(signs));
+  return halves;
+#else
+  return (signs >> 15 & 1) * 0xffffu | (signs >> 31) * 0xffff0000u;
+#endif
+}
 
 // Ones in the half of a word whose number has its sign set.
 DTAG_BOTH uint32_t negative_halves(float first, float second) {

@@ -100,27 +100,34 @@ __device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&
 #endif
 }
 
-// Of bfloat16, both in shared memory, and B transposed or not. If not `onto`, which has to be known to the
-// compiler, what d was is not kept until then.
-template <bool transposed>
+// Of bfloat16, both in shared memory. If not `onto`, which has to be known to the compiler, what d was is not kept
+// until then.
 __device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool onto) {
 #if DTAG_WGMMA
-#define DTAG_WGMMA_SHARED(sums, modes, adds)                      \
-  asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", modes)  \
-               : DTAG_WGMMA_SUMS_64(sums, d)                     \
+#define DTAG_WGMMA_SHARED(sums, adds)                              \
+  asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 0")  \
+               : DTAG_WGMMA_SUMS_64(sums, d)                      \
                : "l"(a), "l"(b), "r"(adds))
-  if constexpr (transposed) {
-    if (onto)
-      DTAG_WGMMA_SHARED("+f", "0, 1", 1);
-    else
-      DTAG_WGMMA_SHARED("=f", "0, 1", 0);
-  } else {
-    if (onto)
-      DTAG_WGMMA_SHARED("+f", "0, 0", 1);
-    else
-      DTAG_WGMMA_SHARED("=f", "0, 0", 0);
-  }
+  if (onto)
+    DTAG_WGMMA_SHARED("+f", 1);
+  else
+    DTAG_WGMMA_SHARED("=f", 0);
 #undef DTAG_WGMMA_SHARED
+#endif
+}
+
+// The same with A in registers, by B transposed.
+__device__ __forceinline__ void wgmma_bf16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool onto) {
+#if DTAG_WGMMA
+#define DTAG_WGMMA_OWN(sums, adds)                                                    \
+  asm volatile(DTAG_WGMMA_64("bf16", "{%32, %33, %34, %35}, %36", "%37", "1")        \
+               : DTAG_WGMMA_SUMS_32(sums, d)                                         \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds))
+  if (onto)
+    DTAG_WGMMA_OWN("+f", 1);
+  else
+    DTAG_WGMMA_OWN("=f", 0);
+#undef DTAG_WGMMA_OWN
 #endif
 }
 

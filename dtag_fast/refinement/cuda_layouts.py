@@ -78,8 +78,8 @@ def for_dense_tiles(
     rows = torch.arange(units, device=between.device)[:, None]
     pieces = torch.arange(8, device=between.device) ^ rows % 8
     exchanged = slabs[:, :, rows, pieces]
-    # By powers of two: W_1a by dimension; z_1 as the largest weights of these for actions of 1 / 16,
-    # so that half floats hold actions from 2^-29 to 4095; w so that no sum of g_2 W_2 is beyond them.
+    # By powers of two: W_1a by dimension; z_1 as the largest of these weights, times 16, so that
+    # half floats hold actions to 2^-29 and up to 4095; w so that no sum of g_2 W_2 is beyond them.
     first, top = padded(of_action, units, 8), padded(output.squeeze(1), units)
     largest = first.abs().amax(1)  # [E, 8]
     greatest = largest.amax(1, keepdim=True)

@@ -60,6 +60,7 @@ class HostWarpgroups {
     turns_->take(TileLayout::threads, [&](int i) { f(threads_[i], TilePlace{i}); });
   }
 
+  static int same(int x) { return x; }
   void forget() const {}
   void sync() const {}
   void sync_warps() const {}
@@ -95,13 +96,13 @@ class HostWarpgroups {
     }
   }
   template <bool transposed>
-  void get_first(const TilePlace& at, int i, uint32_t (&words)[4]) const {
+  void get_first(const TilePlace& at, int block, uint32_t (&words)[4]) const {
     for (int word = 0; word < 4; ++word) {
       uint16_t pair[2];
       for (int n = 0; n < 2; ++n) {
         const int row = transposed ? at.lane() % 4 * 2 + n : at.lane() / 4;
         const int column = transposed ? at.lane() / 4 : at.lane() % 4 * 2 + n;
-        const int unit = at.group() * (TileLayout::units / TileLayout::groups) + 16 * i + word % 2 * 8 + row;
+        const int unit = 16 * block + word % 2 * 8 + row;
         const int part = TileLayout::first + word / 2 * TileLayout::first_part;
         std::memcpy(&pair[n], memory_ + part + 16 * unit + 2 * column, 2);
       }
@@ -110,47 +111,30 @@ class HostWarpgroups {
   }
 
   void put(const TilePlace& at, int i, const uint32_t (&fragment)[4]) {
-    for (int word = 0; word < 4; ++word) std::memcpy(place_of(at, i, word), &fragment[word], 4);
+    const int block = at.group() * Thread::fragments + i;
+    for (int word = 0; word < 4; ++word) std::memcpy(place_of(at, block, word), &fragment[word], 4);
   }
-  void get(const TilePlace& at, int i, uint32_t (&fragment)[4]) const {
-    for (int word = 0; word < 4; ++word) std::memcpy(&fragment[word], place_of(at, i, word), 4);
+  void get(const TilePlace& at, int block, uint32_t (&fragment)[4]) const {
+    for (int word = 0; word < 4; ++word) std::memcpy(&fragment[word], place_of(at, block, word), 4);
   }
 
   void take_turn() const {}
   void pass_turn() const {}
   void fence() const {}
-  template <bool transposed, typename SumsOf>
+  template <typename SumsOf>
   void multiply(bool onto, SumsOf sums, int a, int b, int apart) {
-    constexpr int columns = 128, numbers = columns / 2;
-    const uint64_t from = wgmma_tile(address() + a, 1024);
-    std::vector<uint16_t> given;
-    for (int row = 0; row < 64; ++row)
-      for (int k = 0; k < 16; ++k) given.push_back(word_at(from, false, k, row));
-    if (!onto)
-      for (Thread& thread : threads_)
-        for (float& sum : sums(thread)) sum = std::numeric_limits<float>::quiet_NaN();
-    for (int group = 0; group < TileLayout::groups; ++group) {
-      const uint64_t by = wgmma_tile(address() + b + group * apart, 1024, transposed ? TileLayout::slab : 16);
-      group_.push_back([this, given, onto, sums, from, by, group] {
-        double of[64][16], times[16][columns];
-        for (int row = 0; row < 64; ++row)
-          for (int k = 0; k < 16; ++k) {
-            const uint16_t word = word_at(from, false, k, row);
-            if (word != given[row * 16 + k]) throw std::logic_error("a layer changed meanwhile");
-            of[row][k] = number(word);
-          }
-        for (int k = 0; k < 16; ++k)
-          for (int n = 0; n < columns; ++n) times[k][n] = number(word_at(by, transposed, k, n));
-        for (int i = 0; i < TileLayout::group_threads; ++i)
-          for (int d = 0; d < numbers; ++d) {
-            const int row = i / 32 * 16 + i % 32 / 4 + 8 * (d / 2 % 2), column = d / 4 * 8 + i % 4 * 2 + d % 2;
-            float& to = sums(threads_[group * TileLayout::group_threads + i])[d];
-            double sum = onto ? to : 0.0;
-            for (int k = 0; k < 16; ++k) sum += of[row][k] * times[k][column];
-            to = toward_zero(sum);
-          }
-      });
-    }
+    const uint64_t tile = wgmma_tile(address() + a, 1024);
+    const auto left = [this, tile](int, int row, int k) { return word_at(tile, false, k, row); };
+    multiply<128, false>(onto, sums, left, b, apart);
+  }
+  template <typename SumsOf, typename FragmentOf>
+  void multiply_own(bool onto, SumsOf sums, FragmentOf fragment_of, int b, int apart) {
+    const auto left = [this, fragment_of](int group, int row, int k) {
+      const int lane = row % 8 * 4 + k % 8 / 2, word = row % 16 / 8 + k / 8 * 2;
+      Thread& thread = threads_[group * TileLayout::group_threads + row / 16 * 32 + lane];
+      return static_cast<uint16_t>(fragment_of(thread)[word] >> 16 * (k % 2));
+    };
+    multiply<64, true>(onto, sums, left, b, apart);
   }
   void commit() {
     groups_.push_back(std::move(group_));
@@ -166,8 +150,41 @@ class HostWarpgroups {
   // Where the memory would lie on the device.
   static constexpr uint32_t first_address = 2048;
 
-  char* place_of(const TilePlace& at, int i, int word) const {
-    const int column = at.group() * (TileLayout::units / TileLayout::groups) + 16 * i;
+  // left(group, row, k): a number of A, of each warpgroup's.
+  template <int columns, bool transposed, typename SumsOf, typename Left>
+  void multiply(bool onto, SumsOf sums, Left left, int b, int apart) {
+    for (int group = 0; group < TileLayout::groups; ++group) {
+      const int first = group * TileLayout::group_threads;
+      const uint64_t by = wgmma_tile(address() + b + group * apart, 1024);
+      std::vector<uint16_t> given;
+      for (int i = 0; i < 64 * 16; ++i) given.push_back(left(group, i / 16, i % 16));
+      if (!onto)
+        for (int i = 0; i < TileLayout::group_threads; ++i)
+          for (float& sum : sums(threads_[first + i])) sum = std::numeric_limits<float>::quiet_NaN();
+      group_.push_back([=] {
+        double of[64][16], times[16][columns];
+        for (int row = 0; row < 64; ++row)
+          for (int k = 0; k < 16; ++k) {
+            const uint16_t word = left(group, row, k);
+            if (word != given[row * 16 + k]) throw std::logic_error("what is multiplied changed meanwhile");
+            of[row][k] = number(word);
+          }
+        for (int k = 0; k < 16; ++k)
+          for (int n = 0; n < columns; ++n) times[k][n] = number(word_at(by, transposed, k, n));
+        for (int i = 0; i < TileLayout::group_threads; ++i)
+          for (int d = 0; d < columns / 2; ++d) {
+            const int row = i / 32 * 16 + i % 32 / 4 + 8 * (d / 2 % 2), column = d / 4 * 8 + i % 4 * 2 + d % 2;
+            float& to = sums(threads_[first + i])[d];
+            double sum = onto ? to : 0.0;
+            for (int k = 0; k < 16; ++k) sum += of[row][k] * times[k][column];
+            to = toward_zero(sum);
+          }
+      });
+    }
+  }
+
+  char* place_of(const TilePlace& at, int block, int word) const {
+    const int column = 16 * block;
     const int byte = at.row(word % 2) * 128 + 2 * (column % 64 + 8 * (word / 2) + 2 * at.pair());
     return memory_ + TileLayout::layer + column / 64 * TileLayout::layer_slab + swizzled(byte);
   }

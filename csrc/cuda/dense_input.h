@@ -15,18 +15,17 @@ struct TileThread {
   static constexpr int rows = 16, units = 4;  // whose share of z_1 it makes
   static constexpr int numbers = rows * units;
   static constexpr int fragments = numbers / 8;
-  float made[rows][units];   // W_1s s + b_1
-  float share[numbers];      // the same as z_1 needs it: of two rows two columns of every eight
-  float sums[numbers];       // of z_2, but for b_2, likewise
+  float made[rows][units];       // W_1s s + b_1
+  float share[numbers];          // the same where z_1 needs it: of two rows two columns of every eight
+  float sums[numbers];           // of z_2, but for b_2, likewise
   uint32_t layer[fragments][4];  // of g_2, of 16 columns each, likewise
   float back[2][numbers / 2];    // of the warpgroup's g_2 W_2, by turns of 64 columns, likewise
-  uint32_t action[4];        // of two rows two dimensions each: in half floats, and what is left of them then
-  uint32_t first[4];         // W_1a of 16 units, as HalfFactors takes it: of two eights, and what is left
-  uint32_t masked[2][4];     // of back what passes, of 16 columns, in half floats, and what is left
-  float z[2][4];             // z_1 of two eights
-  float q[2];
-  float gradient[2][4];  // of two rows two dimensions each, of large parts and of others; of all, in the first
-  float own_q;               // the warpgroup's part of the q of row(own())
+  uint32_t action[4];            // of two rows two dimensions each: in half floats, and what is left of them then
+  uint32_t first[4];             // of W_1a what HalfFactors takes: of two eights of units, and what is left
+  uint32_t masked[2][4];         // of back what passes, of 16 columns, in half floats, and what is left
+  float z[2][4];                 // z_1 of two eights
+  float gradient[2][4];          // of two rows two dimensions each, of large parts and of others; of all, in the first
+  float q[2], own_q;             // of two rows; of row(own()) the warpgroup's part
   // Of two rows two dimensions each:
   float total[4];  // the ensemble's gradient
   float proposal[4], initial[4];

@@ -26,11 +26,12 @@ struct TileNotes {
 };
 
 // By which powers of two a head's numbers are packed, for half floats to have all their digits: W_1a by dimension of
-// the action, z_1 as the dimension that is enlarged least, w so that no sum of g_2 W_2 is beyond them.
+// the action, z_1 and b_2 as the dimension of the largest weights, times 16, and w so that no sum of g_2 W_2 is beyond
+// them (for_dense_tiles in cuda_layouts.py). So times these
 struct TileScales {
-  float of_action[8];       // of an action, for its products with W_1a to be of z_1
-  float from_gradient[8];   // of a gradient as W_1a and g_2 are packed, to the gradient
-  float of_share, from_q;   // of the observation's share of z_1; of q as packed, to q
+  float of_action[8];      // an action, whose products with W_1a then are of z_1
+  float from_gradient[8];  // what comes of W_1a and g_2, which is the gradient then
+  float of_share, from_q;  // the observation's share of z_1; and what comes of z_2 and w, which is q then
   float unused[2];
 };
 
@@ -50,7 +51,7 @@ struct TileLayout {
   static constexpr int most_sources = 2 * groups;  // of sums: each head's warpgroups
 
   static constexpr int weights = 0;  // [4, 256, 64], bfloat16, W_2 by slabs, swizzled
-  static constexpr int layer = weights + units / slab_units * slab;  // [4, 64, 64], bfloat16, h_1 or g_2, likewise
+  static constexpr int layer = weights + units / slab_units * slab;  // [4, 64, 64], bfloat16, h_1, likewise
   static constexpr int staged_weights = layer;  // [32, 256], floats, before those are there
   static constexpr int climbs = layer + units / slab_units * layer_slab;  // [5, 256, 4], see Climbing
   static constexpr int observed = climbs;                                 // [64, 32 + 4], before those

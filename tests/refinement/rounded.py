@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dtag_fast import Critic
 
 EXACT = 2e-5  # sums of float32, which tensor cores cut
-LAST_DIGITS = 2.0**-22  # of z_1's sum of the observation's share and products with the action
+LAST_DIGITS = 2.0**-21  # of z_1's sum of the observation's share and products with the action
 
 
 class Rounded(nn.Module):

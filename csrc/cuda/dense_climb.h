@@ -5,6 +5,10 @@
 
 namespace dtag::cuda {
 
+// What climbing keeps of a thread's two rows and two dimensions, in shared memory since the network takes all
+// registers.
+enum Climbing { current_point, initial_point, best_point, first_moment, second_moment };
+
 // heads: of the critic.
 template <int heads, typename Group>
 class DenseClimb : public DenseNetwork<Group> {
@@ -91,7 +95,6 @@ class DenseClimb : public DenseNetwork<Group> {
   }
 
  protected:
-  using Base::climbing;
   using Base::critic_;
   using Base::first_row;
   using Base::floats;
@@ -99,6 +102,11 @@ class DenseClimb : public DenseNetwork<Group> {
   using Base::job_;
   using Base::notes;
   using Base::take_action;
+
+  // Where climbing keeps a thread's four numbers.
+  DTAG_BOTH float* climbing(const Place& at, Climbing what) const {
+    return floats(At::climbs) + 4 * (what * At::threads + at.thread);
+  }
 
   // Which of the parts of what is sent: of a turn, by a warpgroup of either head.
   DTAG_BOTH static int sent_by(int turn, int source) { return turn % 2 * At::most_sources + source; }

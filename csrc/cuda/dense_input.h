@@ -134,13 +134,13 @@ class DenseInput {
       });
       group_.sync();
     }
-    turn();
+    transpose();
     group_.each([&](Thread&, const Place& here) {
       const Place at = anew(here);
       DTAG_UNROLLED
       for (int r = 0; r < 2; ++r) notes().failed[at.thread][r] = 0;
     });
-    group_.sync();  // what is turned lies where climbing keeps its numbers
+    group_.sync();  // what is transposed lies where climbing keeps its numbers
   }
 
  protected:
@@ -208,14 +208,14 @@ class DenseInput {
   }
 
   // The share of z_1 from the threads that made it to those that need it, within a warp: its rows by eights.
-  DTAG_BOTH void turn() {
+  DTAG_BOTH void transpose() {
     DTAG_UNROLLED
     for (int r = 0; r < 2; ++r) {
       group_.each([&](Thread& thread, const Place& here) {
         const Place at = anew(here);
         DTAG_UNROLLED
         for (int row = 0; row < 8; ++row)
-          store_shared(turned(at, row) + at.lane() * Thread::units, thread.made[8 * r + row]);
+          store_shared(transposed(at, row) + at.lane() * Thread::units, thread.made[8 * r + row]);
       });
       group_.sync_warps();
       group_.each([&](Thread& thread, const Place& here) {
@@ -224,7 +224,7 @@ class DenseInput {
         DTAG_UNROLLED
         for (int j = 0; j < Thread::numbers / 4; ++j) {
           float pair[2];
-          load_two(turned(at, at.lane() / 4) + 8 * j + 2 * at.pair(), pair);
+          load_two(transposed(at, at.lane() / 4) + 8 * j + 2 * at.pair(), pair);
           // No negative zero is left, nor will be in z_1.
           DTAG_UNROLLED
           for (int c = 0; c < 2; ++c) thread.share[4 * j + 2 * r + c] = fmaf(pair[c], scale, 0.0f);
@@ -233,8 +233,8 @@ class DenseInput {
       group_.sync_warps();
     }
   }
-  DTAG_BOTH float* turned(const Place& at, int row) const {
-    return floats(At::turned) + (at.warp() * 8 + row) * At::turned_stride;
+  DTAG_BOTH float* transposed(const Place& at, int row) const {
+    return floats(At::transposed) + (at.warp() * 8 + row) * At::transposed_stride;
   }
 };
 

@@ -27,7 +27,7 @@ struct TileNotes {
 
 // By which powers of two a head's numbers are packed, for half floats to have all their digits: W_1a by dimension of
 // the action, z_1 and b_2 as the dimension of the largest weights, times 16, and w so that no sum of g_2 W_2 is beyond
-// them (for_dense_tiles in cuda_layouts.py). So times these
+// them (for_dense_tiles in cuda_layouts.py). What is to be multiplied by them:
 struct TileScales {
   float of_action[8];      // an action, whose products with W_1a then are of z_1
   float from_gradient[8];  // what comes of W_1a and g_2, which is the gradient then
@@ -55,9 +55,9 @@ struct TileLayout {
   static constexpr int staged_weights = layer;  // [32, 256], floats, before those are there
   static constexpr int climbs = layer + units / slab_units * layer_slab;  // [5, 256, 4], see Climbing
   static constexpr int observed = climbs;                                 // [64, 32 + 4], before those
-  static constexpr int turned_stride = units / groups + 8;  // floats: four rows' neighbours fill the banks
-  static constexpr int turned = layer;  // [8, 8, 128 + 8], by warps, the share of z_1 on its way to where it is needed
-  static constexpr int turned_bytes = 4 * (threads / 32) * 8 * turned_stride;
+  static constexpr int transposed_stride = units / groups + 8;  // floats: four rows' neighbours fill the banks
+  static constexpr int transposed = layer;  // [8, 8, 128 + 8], by warps: the share of z_1, before those are there
+  static constexpr int transposed_bytes = 4 * (threads / 32) * 8 * transposed_stride;
   static constexpr int top = climbs + 5 * 16 * threads;  // [128, 4]: -b_2 and w of two units
   static constexpr int top_bytes = 16 * units / 2;
   static constexpr int scales = top + top_bytes;  // TileScales
@@ -74,7 +74,7 @@ struct TileLayout {
 };
 static_assert(4 * TileLayout::staged * TileLayout::units <= TileLayout::climbs - TileLayout::layer &&
                   4 * TileLayout::rows * TileLayout::observed_stride <= TileLayout::top - TileLayout::observed &&
-                  TileLayout::turned_bytes <= TileLayout::top - TileLayout::turned,
+                  TileLayout::transposed_bytes <= TileLayout::top - TileLayout::transposed,
               "what is staged lies where other things will");
 static_assert(TileLayout::threads == TileLayout::groups * TileLayout::group_threads, "a block's warpgroups");
 static_assert(TileLayout::first % 16 == 0 && TileLayout::number_bytes % 16 == 0, "it is copied in bulk");

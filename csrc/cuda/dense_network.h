@@ -6,10 +6,6 @@
 
 namespace dtag::cuda {
 
-// What climbing keeps of a thread's two rows and two dimensions, in shared memory since the network takes all
-// registers.
-enum Climbing { current_point, initial_point, best_point, first_moment, second_moment };
-
 template <typename Group>
 class DenseNetwork : public DenseInput<Group> {
  public:
@@ -23,11 +19,6 @@ class DenseNetwork : public DenseInput<Group> {
   using Base::floats;
   using Base::group_;
   using Base::scales;
-
-  // Where climbing keeps a thread's four numbers.
-  DTAG_BOTH float* climbing(const Place& at, Climbing what) const {
-    return floats(At::climbs) + 4 * (what * At::threads + at.thread);
-  }
 
   // The action of which z_1 will be made.
   DTAG_BOTH void take_action(Thread& thread, const Place& at, const float (&action)[4]) const {
@@ -43,7 +34,7 @@ class DenseNetwork : public DenseInput<Group> {
     group_.forget();
     DTAG_UNROLLED
     for (int i = 0; i < Thread::fragments; ++i) first_layer(i);
-    if (is_first) group_.arrived(1);
+    if (is_first) this->wait_for_weights();
     group_.sync_for_tensor_cores();
     // One warpgroup after the other, so that the first goes on while the second is multiplying.
     group_.take_turn();

@@ -19,12 +19,12 @@ namespace dtag::cuda {
 #endif
 
 // Where B lies, or A. Of columns of which 64 numbers lie together, `stride` is the bytes from eight columns to the
-// next eight. Transposed, of which 64 columns of a row lie together: from eight rows to the next, and
-// `leading` the bytes from 64 columns to the next.
-DTAG_BOTH uint64_t wgmma_tile(uint32_t shared, uint32_t stride, uint32_t leading = 16) {
+// next eight. Transposed, of which a row's 64 columns lie together: from eight rows to the next. What would be the
+// bytes to the numbers, or columns, after the 64 has no meaning.
+DTAG_BOTH uint64_t wgmma_tile(uint32_t shared, uint32_t stride) {
   constexpr uint64_t swizzled_by_128 = 1;
-  return swizzled_by_128 << 62 | static_cast<uint64_t>(stride >> 4 & 0x3fff) << 32 |
-         static_cast<uint64_t>(leading >> 4 & 0x3fff) << 16 | (shared >> 4 & 0x3fff);
+  return swizzled_by_128 << 62 | static_cast<uint64_t>(stride >> 4 & 0x3fff) << 32 | uint64_t{1} << 16 |
+         (shared >> 4 & 0x3fff);
 }
 
 #ifdef __CUDACC__
@@ -100,37 +100,30 @@ __device__ __forceinline__ void wgmma(float (&d)[columns / 2], const uint32_t (&
 #endif
 }
 
-// Of bfloat16, both in shared memory. If not `onto`, which has to be known to the compiler, what d was is not kept
-// until then.
+// Of bfloat16. If not `onto`, which has to be known to the compiler, what d was is not kept until then.
+#define DTAG_WGMMA_BF16(instruction, sums, ...)                             \
+  do {                                                                      \
+    if (onto)                                                               \
+      asm volatile(instruction : sums("+f", d) : __VA_ARGS__, "r"(1));      \
+    else                                                                    \
+      asm volatile(instruction : sums("=f", d) : __VA_ARGS__, "r"(0));      \
+  } while (false)
+
+// Both in shared memory.
 __device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool onto) {
 #if DTAG_WGMMA
-#define DTAG_WGMMA_SHARED(sums, adds)                              \
-  asm volatile(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 0")  \
-               : DTAG_WGMMA_SUMS_64(sums, d)                      \
-               : "l"(a), "l"(b), "r"(adds))
-  if (onto)
-    DTAG_WGMMA_SHARED("+f", 1);
-  else
-    DTAG_WGMMA_SHARED("=f", 0);
-#undef DTAG_WGMMA_SHARED
+  DTAG_WGMMA_BF16(DTAG_WGMMA_128("bf16", "%64, %65", "%66", "0, 0"), DTAG_WGMMA_SUMS_64, "l"(a), "l"(b));
 #endif
 }
-
-// The same with A in registers, by B transposed.
+// A in registers, by B transposed.
 __device__ __forceinline__ void wgmma_bf16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool onto) {
 #if DTAG_WGMMA
-#define DTAG_WGMMA_OWN(sums, adds)                                                    \
-  asm volatile(DTAG_WGMMA_64("bf16", "{%32, %33, %34, %35}, %36", "%37", "1")        \
-               : DTAG_WGMMA_SUMS_32(sums, d)                                         \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds))
-  if (onto)
-    DTAG_WGMMA_OWN("+f", 1);
-  else
-    DTAG_WGMMA_OWN("=f", 0);
-#undef DTAG_WGMMA_OWN
+  DTAG_WGMMA_BF16(DTAG_WGMMA_64("bf16", "{%32, %33, %34, %35}, %36", "%37", "1"), DTAG_WGMMA_SUMS_32, "r"(a[0]),
+                  "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 #endif
 }
 
+#undef DTAG_WGMMA_BF16
 #undef DTAG_WGMMA_64
 #undef DTAG_WGMMA_128
 #undef DTAG_WGMMA_SUMS_32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -83,6 +84,18 @@ class Rounded(nn.Module):
             h_1 @ _bfloat16(self.critic.weights[1]).mT + self.critic.biases[1][:, None, :].double()
         )
         return z_2, z_1
+
+
+def of_sizes(critic: Critic, sizes: tuple[float, ...], first: float, rest: float) -> Critic:
+    """A critic with the same Q, but for `rest`, of actions times `sizes`, and z_1 times `first`."""
+    scaled = copy.deepcopy(critic)
+    with torch.no_grad():
+        scaled.weights[0][:, :, critic.observation_dim :] /= torch.tensor(sizes)
+        for tensor in (scaled.weights[0], scaled.biases[0]):
+            tensor *= first
+        scaled.weights[1] /= first
+        scaled.weights[2] *= rest
+    return scaled
 
 
 class _WithGradient(torch.autograd.Function):

@@ -14,7 +14,7 @@ from dtag_fast import Critic, RefineInfo, Refiner, refine
 from dtag_fast.refinement import backends, cuda, reference
 from dtag_fast.refinement.execution import Execution, Precision
 from dtag_fast.refinement.parity import Standard, random_batch, random_critic
-from tests.refinement.rounded import EXACT, Rounded
+from tests.refinement.rounded import EXACT, Rounded, of_sizes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -220,6 +220,40 @@ def test_dense_tiles(
     assert torch.equal(with_bad[1:], result[1:])
     walked, _ = on_gpu(critic, (bad, batch[1]), kernel="row", **words)
     assert torch.equal(with_bad[:1].nan_to_num(), walked[:1].nan_to_num())
+
+
+@has_tiles
+@pytest.mark.parametrize("sizes", [(1e-6, 1e-3, 1.0, 30.0, 1e4, 1e8), (2000.0,) * 6])
+def test_dense_tiles_with_dimensions_of_any_size(sizes: tuple[float, ...]) -> None:
+    critic = random_critic(hidden=(256, 256), action_dim=6, observation_dim=17)
+    observations, actions = random_batch(critic, 200)
+    words: dict[str, Any] = {"algorithm": "dense", "precision": "bf16", "select": "last"}
+    words["bounds"] = None
+    for of_first, of_rest in ((1.0, 1.0), (1e-7, 1e6), (1e7, 1e-6)):
+        scaled = of_sizes(critic, sizes, of_first, of_rest)
+        batch, step_size = (observations, torch.zeros_like(actions)), 1e-12 / of_rest
+        result, _ = on_gpu(scaled, batch, steps=1, step_size=step_size, **words)
+        q, gradient = Rounded(scaled).evaluate(*batch)
+        _, clear = Rounded(scaled).doubt(*batch)
+        assert clear.float().mean() > 0.8
+        lower = gradient[q.argmin(0), torch.arange(200)][clear] * step_size
+        most = lower.abs().amax(dim=0)
+        torch.testing.assert_close(result[clear] / most, lower / most, atol=EXACT, rtol=EXACT)
+
+
+@has_tiles
+def test_dense_tiles_leave_actions_that_half_floats_cannot_take() -> None:
+    critic = random_critic(hidden=(256, 200), action_dim=6, observation_dim=17)
+    observations, actions = random_batch(critic, 70)
+    words: dict[str, Any] = {"algorithm": "dense", "precision": "bf16", "bounds": None}
+    whole, _ = on_gpu(critic, (observations, actions), **words)
+    actions[3, 2], actions[66, 5] = 1e9, -1e9
+    result, _ = on_gpu(critic, (observations, actions), **words)
+    walked, _ = on_gpu(critic, (observations, actions), kernel="row", **words)
+    left = torch.zeros(70, dtype=torch.bool)
+    left[[3, 66]] = True
+    assert torch.equal(result[left], walked[left])
+    assert torch.equal(result[~left], whole[~left])
 
 
 @has_tiles

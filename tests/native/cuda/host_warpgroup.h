@@ -204,12 +204,14 @@ class HostWarpgroups {
   }
 
   // Number k of column n of a tile, as the descriptions of shared memory have it: those of a swizzle of 128
-  // bytes, in CUTLASS's words ((8, n), (8, k)):((1, LBO), (8, SBO)) and ((8, n), 2):((8, SBO), 1) pieces.
+  // bytes, in CUTLASS's words ((8, n), (8, k)):((1, LBO), (8, SBO)) and ((8, n), 2):((8, SBO), 1) pieces; n = 1 of
+  // the former, so that LBO has no meaning.
   uint16_t word_at(uint64_t tile, bool transposed, int k, int n) const {
     const auto field = [&](int from) { return static_cast<uint32_t>(tile >> from & 0x3fff) << 4; };
     if (tile >> 62 != 1) throw std::logic_error("not swizzled by 128 bytes");
-    const uint32_t start = field(0), leading = field(16), stride = field(32);
-    const uint32_t at = transposed ? start + n / 64 * leading + k / 8 * stride + k % 8 * 128 + n % 64 * 2
+    if (transposed && n >= 64) throw std::logic_error("more columns than lie together");
+    const uint32_t start = field(0), stride = field(32);
+    const uint32_t at = transposed ? start + k / 8 * stride + k % 8 * 128 + n * 2
                                    : start + n / 8 * stride + n % 8 * 128 + k * 2;
     const uint32_t exchanged = at ^ (at >> 3 & 0x70);
     uint16_t word;

@@ -3,7 +3,8 @@
 # make lint     ruff, format check, mypy
 # make study-smoke  every study of docs/studies.md at its smallest, in minutes
 # make bench    the benchmarks
-# make sanitize the native tests under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer
+# make sanitize the native tests under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer, and CUDA's
+#               threads under the last
 # make nvcc     build the CUDA extension, where there is nvcc, and look at what its compiler says
 # make gpu-check on a machine with a GPU: build for it, run the tests that need it, measure
 # make fuzz     a minute (FUZZ_SECONDS) of clang's libFuzzer on the kernels
@@ -62,10 +63,11 @@ sanitize: $(VENV)/.dependencies
 	build/asan/test_threads --no-fork
 	build/asan/fuzz_refine 150
 	$(call NATIVE_TESTS,tsan,thread)
-	$(BIN)/cmake --build build/tsan --target test_threads test_iql test_layers
+	$(BIN)/cmake --build build/tsan --target test_threads test_iql test_layers test_cuda_waits
 	build/tsan/test_threads --no-fork
 	build/tsan/test_layers
 	build/tsan/test_iql
+	build/tsan/test_cuda_waits
 
 nvcc: $(VENV)/.installed
 	$(BIN)/pytest -p no:benchmark -m nvcc tests/native

@@ -178,6 +178,8 @@ class DeviceTeam {
     if (seat_.head == 0 && seat_.thread < warp_size) f(lane_, lane_index());
   }
 
+  __device__ __forceinline__ void sync_lanes() const { __syncwarp(); }
+
   // By one thread, without a branch, so that it goes on meanwhile.
   __device__ __forceinline__ void draw(bool so, int32_t* counter) {
     if constexpr (queued) draw_if(so && threadIdx.x == 0, counter, number_);

@@ -54,7 +54,8 @@ class MapBuilder {
         lane.std = observed ? critic_.std[index] : 1.0f;
         lane.low = job_.settings.low[index];
         lane.high = job_.settings.high[index];
-        if (first_unit_ == 0 && index == 0) *job_.queue = 0;  // by several, before the walk
+        // By a thread of each of several blocks, before the walk.
+        if (first_unit_ == 0 && group_.index() == 0 && warp.index == 0 && index == 0) *job_.queue = 0;
       });
     });
   }

@@ -17,14 +17,15 @@
 //   lanes(f)            f(lane, index) by the 32 lanes, in every warp alike
 //   sum_lanes(f), all_lanes(f), pick(index, f)   over the lanes, or of one of them; to all
 //   once(f)             f(lane, index) by one warp only
+//   sync_lanes()        what a warp's lanes did before is done for all of them after
 //   roomy, crowded      whether a thread has registers for what can be had again, or for less than others
 //   queued              whether it takes rows whose maps were built before, from a queue; then there are
 //   draw(so, counter)   if so, once: send for a number that nobody else has, of those the counter counts
 //   put_drawn(so)       once it is there: it, to shared memory
 //   drawn()             it, where a wait as in sync() came in between
 //
-// device_team.cuh has them for the device; the tests' emulation has them as loops, in which a thread
-// that reads what another has yet to write, or forgets to wait, reads something else.
+// device_team.cuh has them for the device. The tests have them as loops, for what is made (host_team.h), and
+// as fibers, which find out where a thread forgets to wait (fiber_team.h).
 #pragma once
 
 #include <cstdint>

@@ -353,11 +353,13 @@ class Walk : public Following<actions, Precision, Team> {
     const bool best = job_.settings.select == Select::best;
     const float q = never_finite ? q_initial_ : best ? best_q_ : combined_.q;
     const Result& result = job_.result;
-    // Read where one warp alone writes: only what that warp sees matters.
-    const bool first = start == 0;
-    const bool highest_initial =
-        first || or_minus_infinity(q_initial_) > or_minus_infinity(result.q_initial[row_]);
-    const bool highest = first || or_minus_infinity(q) > or_minus_infinity(result.q[row_]);
+    // Read and written by one warp alone.
+    bool highest_initial = true, highest = true;
+    if (start > 0)
+      team_.once([&](const Lane&, int) {
+        highest_initial = or_minus_infinity(q_initial_) > or_minus_infinity(result.q_initial[row_]);
+        highest = or_minus_infinity(q) > or_minus_infinity(result.q[row_]);
+      });
     const int step = never_finite ? 0 : best ? best_step_ : step_;
     team_.lanes([&](Lane& lane, int) {
       lane.proposal = never_finite ? lane.initial : best ? lane.best : lane.action;
@@ -365,6 +367,7 @@ class Walk : public Following<actions, Precision, Team> {
     const float distance = sqrtf(team_.sum_lanes([](const Lane& lane) {
       return (lane.proposal - lane.initial) * (lane.proposal - lane.initial);
     }));
+    team_.sync_lanes();  // all of them have read
     team_.once([&](const Lane& lane, int k) {
       if (k == 0 && highest_initial) result.q_initial[row_] = q_initial_;
       if (!highest) return;

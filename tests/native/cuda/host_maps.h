@@ -11,6 +11,7 @@
 
 #include "job.h"
 #include "maps_block.h"
+#include "tensor_cores.h"
 
 namespace dtag::cuda {
 
@@ -55,23 +56,18 @@ class HostGroup {
 
   template <typename A>
   void multiply(A a_of, int byte) {
-    last_.push_back([this, a_of, byte] { product(a_of, byte); });
+    multiplications_.begin([this, a_of, byte] { product(a_of, byte); });
   }
   void fence() const {}
   void take_turn() const {}
   void pass_turn(bool) const {}
-  void commit() {
-    groups_.push_back(last_);
-    last_.clear();
-  }
+  void commit() { multiplications_.commit(); }
   template <int pending>
   void wait() {
-    for (; groups_.size() > pending; groups_.erase(groups_.begin()))
-      for (const auto& product : groups_.front()) product();
+    multiplications_.wait(pending);
   }
 
  private:
-  // Products and their sum exactly, the sum cut to float32, which is the least that tensor cores are seen to do.
   template <typename A>
   void product(A a_of, int byte) {
     for (int row = 0; row < 16 * warps_of_group; ++row)
@@ -89,17 +85,14 @@ class HostGroup {
           std::memcpy(&weight, shared_ + from, sizeof(weight));
           sum += static_cast<double>(from_half(static_cast<uint16_t>(pair >> k % 2 * 16))) * from_half(weight);
         }
-        float cut = static_cast<float>(sum);
-        if (std::fabs(cut) > std::fabs(sum)) cut = std::nextafter(cut, 0.0f);
-        d = cut;
+        d = toward_zero(sum);
       }
   }
 
   int index_;
   unsigned char* shared_;
   std::vector<Lane> lanes_;
-  std::vector<std::function<void()>> last_;
-  std::vector<std::vector<std::function<void()>>> groups_;
+  Multiplications multiplications_;
 };
 
 template <int columns, int units>

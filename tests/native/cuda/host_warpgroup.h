@@ -5,11 +5,8 @@
 #pragma once
 
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <deque>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -19,25 +16,26 @@
 
 #include "dense_tiles.h"
 #include "host_team.h"
+#include "tensor_cores.h"
+#include "tile_memory.h"
 
 namespace dtag::cuda {
 
-class HostWarpgroups {
+class HostWarpgroups : public TileMemory {
  public:
   using Thread = TileThread;
 
   HostWarpgroups(char* memory, char* other, Turns* turns)
-      : memory_(memory), other_(other), turns_(turns), threads_(TileLayout::threads) {
+      : TileMemory(memory), other_(other), turns_(turns), threads_(TileLayout::threads) {
     std::memset(threads_.data(), 0xff, sizeof(Thread) * threads_.size());  // NaN
   }
 
-  char* memory() const { return memory_; }
   // The device would wait forever for bytes that do not come, and copies by sixteen.
   void expect(int batch, int bytes) { missing_[batch] += bytes; }
   void copy(int batch, int byte, const void* from, int bytes) {
     if (byte % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
       throw std::logic_error("a copy that is not aligned");
-    std::memcpy(memory_ + byte, from, bytes);
+    std::memcpy(memory() + byte, from, bytes);
     missing_[batch] -= bytes;
   }
   void arrived(int batch) const {
@@ -53,7 +51,6 @@ class HostWarpgroups {
     if (given_ != TileLayout::sent_bytes) throw std::logic_error("other bytes than were expected");
     given_ = 0;
   }
-  uint32_t address() const { return first_address; }
 
   template <typename F>
   void each(F f) {
@@ -77,47 +74,16 @@ class HostWarpgroups {
 
   template <int numbers, typename Factors, typename SumsOf>
   void add_product(Factors factors_of, SumsOf sums_of) {
-    for (int warp = 0; warp < TileLayout::threads / warp_size; ++warp) {
-      double left[16][numbers], right[numbers][8];
-      for (int lane = 0; lane < warp_size; ++lane) {
-        const HalfFactors<numbers> factors = factors_of(std::as_const(threads_[warp * warp_size + lane]));
-        for (int n = 0; n < numbers / 2; ++n)
-          left[lane / 4 + n / 2 % 2 * 8][n / 4 * 8 + lane % 4 * 2 + n % 2] = half_of(factors.left[n / 2], n % 2);
-        for (int n = 0; n < numbers / 4; ++n)
-          right[n / 2 * 8 + lane % 4 * 2 + n % 2][lane / 4] = half_of(factors.right[n / 2], n % 2);
-      }
+    for (auto* warp = threads_.data(); warp != threads_.data() + threads_.size(); warp += warp_size) {
+      HalfFactors<numbers> lanes[warp_size];
+      for (int lane = 0; lane < warp_size; ++lane) lanes[lane] = factors_of(std::as_const(warp[lane]));
       for (int lane = 0; lane < warp_size; ++lane)
         for (int n = 0; n < 4; ++n) {
-          float& to = sums_of(threads_[warp * warp_size + lane])[n];
-          double sum = to;
-          for (int k = 0; k < numbers; ++k) sum += left[lane / 4 + n / 2 * 8][k] * right[k][lane % 4 * 2 + n % 2];
-          to = toward_zero(sum);
+          float& to = sums_of(warp[lane])[n];
+          to = add_halves(lanes, lane / 4 + n / 2 * 8, lane % 4 * 2 + n % 2, to);
         }
     }
   }
-  template <bool transposed>
-  void get_first(const TilePlace& at, int block, uint32_t (&words)[4]) const {
-    for (int word = 0; word < 4; ++word) {
-      uint16_t pair[2];
-      for (int n = 0; n < 2; ++n) {
-        const int row = transposed ? at.lane() % 4 * 2 + n : at.lane() / 4;
-        const int column = transposed ? at.lane() / 4 : at.lane() % 4 * 2 + n;
-        const int unit = 16 * block + word % 2 * 8 + row;
-        const int part = TileLayout::first + word / 2 * TileLayout::first_part;
-        std::memcpy(&pair[n], memory_ + part + 16 * unit + 2 * column, 2);
-      }
-      std::memcpy(&words[word], pair, 4);
-    }
-  }
-
-  void put(const TilePlace& at, int i, const uint32_t (&fragment)[4]) {
-    const int block = at.group() * Thread::fragments + i;
-    for (int word = 0; word < 4; ++word) std::memcpy(place_of(at, block, word), &fragment[word], 4);
-  }
-  void get(const TilePlace& at, int block, uint32_t (&fragment)[4]) const {
-    for (int word = 0; word < 4; ++word) std::memcpy(&fragment[word], place_of(at, block, word), 4);
-  }
-
   void take_turn() const {}
   void pass_turn() const {}
   void fence() const {}
@@ -136,20 +102,13 @@ class HostWarpgroups {
     };
     multiply<64, true>(onto, sums, left, b, apart);
   }
-  void commit() {
-    groups_.push_back(std::move(group_));
-    group_.clear();
-  }
+  void commit() { multiplications_.commit(); }
   template <int pending, typename SumsOf>
   void wait(SumsOf) {
-    for (; groups_.size() > pending; groups_.pop_front())
-      for (const auto& multiplication : groups_.front()) multiplication();
+    multiplications_.wait(pending);
   }
 
  private:
-  // Where the memory would lie on the device.
-  static constexpr uint32_t first_address = 2048;
-
   // left(group, row, k): a number of A, of each warpgroup's.
   template <int columns, bool transposed, typename SumsOf, typename Left>
   void multiply(bool onto, SumsOf sums, Left left, int b, int apart) {
@@ -161,16 +120,16 @@ class HostWarpgroups {
       if (!onto)
         for (int i = 0; i < TileLayout::group_threads; ++i)
           for (float& sum : sums(threads_[first + i])) sum = std::numeric_limits<float>::quiet_NaN();
-      group_.push_back([=] {
+      multiplications_.begin([=] {
         double of[64][16], times[16][columns];
         for (int row = 0; row < 64; ++row)
           for (int k = 0; k < 16; ++k) {
             const uint16_t word = left(group, row, k);
             if (word != given[row * 16 + k]) throw std::logic_error("what is multiplied changed meanwhile");
-            of[row][k] = number(word);
+            of[row][k] = number_of_bfloat16(word);
           }
         for (int k = 0; k < 16; ++k)
-          for (int n = 0; n < columns; ++n) times[k][n] = number(word_at(by, transposed, k, n));
+          for (int n = 0; n < columns; ++n) times[k][n] = number_of_bfloat16(word_at(by, transposed, k, n));
         for (int i = 0; i < TileLayout::group_threads; ++i)
           for (int d = 0; d < columns / 2; ++d) {
             const int row = i / 32 * 16 + i % 32 / 4 + 8 * (d / 2 % 2), column = d / 4 * 8 + i % 4 * 2 + d % 2;
@@ -183,51 +142,11 @@ class HostWarpgroups {
     }
   }
 
-  char* place_of(const TilePlace& at, int block, int word) const {
-    const int column = 16 * block;
-    const int byte = at.row(word % 2) * 128 + 2 * (column % 64 + 8 * (word / 2) + 2 * at.pair());
-    return memory_ + TileLayout::layer + column / 64 * TileLayout::layer_slab + swizzled(byte);
-  }
-
-  static double half_of(uint32_t word, int which) { return from_half(static_cast<uint16_t>(word >> 16 * which)); }
-
-  // Tensor cores cut digits off.
-  static float toward_zero(double sum) {
-    const float nearest = static_cast<float>(sum);
-    return std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
-  }
-  static double number(uint32_t bfloat16) {
-    const uint32_t word = bfloat16 << 16;
-    float x;
-    std::memcpy(&x, &word, sizeof(x));
-    return x;
-  }
-
-  // Number k of column n of a tile, as the descriptions of shared memory have it: those of a swizzle of 128
-  // bytes, in CUTLASS's words ((8, n), (8, k)):((1, LBO), (8, SBO)) and ((8, n), 2):((8, SBO), 1) pieces; n = 1 of
-  // the former, so that LBO has no meaning.
-  uint16_t word_at(uint64_t tile, bool transposed, int k, int n) const {
-    const auto field = [&](int from) { return static_cast<uint32_t>(tile >> from & 0x3fff) << 4; };
-    if (tile >> 62 != 1) throw std::logic_error("not swizzled by 128 bytes");
-    if (transposed && n >= 64) throw std::logic_error("more columns than lie together");
-    const uint32_t start = field(0), stride = field(32);
-    const uint32_t at = transposed ? start + k / 8 * stride + k % 8 * 128 + n * 2
-                                   : start + n / 8 * stride + n % 8 * 128 + k * 2;
-    const uint32_t exchanged = at ^ (at >> 3 & 0x70);
-    uint16_t word;
-    if (exchanged < first_address || exchanged - first_address + 2 > TileLayout::climbs)
-      throw std::logic_error("a tile lies outside of the weights and the layer");
-    std::memcpy(&word, memory_ + (exchanged - first_address), sizeof(word));
-    return word;
-  }
-
   int missing_[2] = {}, given_ = 0;
-  char* memory_;
   char* other_;
   Turns* turns_;
   std::vector<Thread> threads_;
-  std::vector<std::function<void()>> group_;
-  std::deque<std::vector<std::function<void()>>> groups_;
+  Multiplications multiplications_;
 };
 
 template <int heads>

@@ -99,9 +99,10 @@ class FiberWarpgroups : public TileMemory {
   void add_product(Factors factors_of, SumsOf sums_of) {
     const HalfFactors<numbers> own[1] = {factors_of(std::as_const(thread_))};
     const auto all = warp().share(place_.lane(), own);
+    const ProductOfHalves<numbers> product(&all.of[0][0]);
     for (int n = 0; n < 4; ++n) {
       float& to = sums_of(thread_)[n];
-      to = add_halves(&all.of[0][0], row(n / 2), place_.lane() % 4 * 2 + n % 2, to);
+      to = product.add(place_.lane(), n, to);
     }
   }
 

@@ -70,24 +70,26 @@ class HostGroup {
  private:
   template <typename A>
   void product(A a_of, int byte) {
+    double of[16 * warps_of_group][depth], times[columns][depth];
+    for (int k = 0; k < depth; ++k) {
+      for (int row = 0; row < 16 * warps_of_group; ++row)
+        of[row][k] = half_of(a_of(lane_of(row, k % 8 / 2))[k / 8 * 2 + row % 16 / 8], k % 2);
+      for (int column = 0; column < columns; ++column) {
+        uint16_t weight;
+        // Relative to a multiple of 1024, as the device's exchange is.
+        std::memcpy(&weight, shared_ + swizzled(static_cast<uint32_t>(byte + column * 128 + k * 2)), sizeof(weight));
+        times[column][k] = from_half(weight);
+      }
+    }
     for (int row = 0; row < 16 * warps_of_group; ++row)
       for (int column = 0; column < columns; ++column) {
-        const auto lane_of = [&](int quarter) -> Lane& {
-          return lanes_[row / 16 * warp_size + row % 8 * 4 + quarter];
-        };
-        float& d = lane_of(column % 8 / 2).d[column / 8 * 4 + row % 16 / 8 * 2 + column % 2];
+        float& d = lane_of(row, column % 8 / 2).d[column / 8 * 4 + row % 16 / 8 * 2 + column % 2];
         double sum = d;
-        for (int k = 0; k < depth; ++k) {
-          const uint32_t pair = a_of(lane_of(k % 8 / 2))[k / 8 * 2 + row % 16 / 8];
-          // Relative to a multiple of 1024, as the device's exchange is.
-          const uint32_t from = swizzled(static_cast<uint32_t>(byte + column * 128 + k * 2));
-          uint16_t weight;
-          std::memcpy(&weight, shared_ + from, sizeof(weight));
-          sum += static_cast<double>(from_half(static_cast<uint16_t>(pair >> k % 2 * 16))) * from_half(weight);
-        }
+        for (int k = 0; k < depth; ++k) sum += of[row][k] * times[column][k];
         d = toward_zero(sum);
       }
   }
+  Lane& lane_of(int row, int quarter) { return lanes_[row / 16 * warp_size + row % 8 * 4 + quarter]; }
 
   int index_;
   unsigned char* shared_;

@@ -77,10 +77,11 @@ class HostWarpgroups : public TileMemory {
     for (auto* warp = threads_.data(); warp != threads_.data() + threads_.size(); warp += warp_size) {
       HalfFactors<numbers> lanes[warp_size];
       for (int lane = 0; lane < warp_size; ++lane) lanes[lane] = factors_of(std::as_const(warp[lane]));
+      const ProductOfHalves<numbers> product(lanes);
       for (int lane = 0; lane < warp_size; ++lane)
         for (int n = 0; n < 4; ++n) {
           float& to = sums_of(warp[lane])[n];
-          to = add_halves(lanes, lane / 4 + n / 2 * 8, lane % 4 * 2 + n % 2, to);
+          to = product.add(lane, n, to);
         }
     }
   }

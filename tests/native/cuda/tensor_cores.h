@@ -22,15 +22,30 @@ inline float toward_zero(double sum) {
 inline double half_of(uint32_t word, int which) { return from_half(static_cast<uint16_t>(word >> 16 * which)); }
 inline double number_of_bfloat16(uint32_t word) { return float_of_bits(word << 16); }
 
-// mma.sync of a warp's factors: to a sum, of a row and a column.
+// mma.sync of a warp's factors, those of its lanes.
 template <int numbers>
-float add_halves(const HalfFactors<numbers>* lanes, int row, int column, float sum) {
-  double to = sum;
-  for (int k = 0; k < numbers; ++k)
-    to += half_of(lanes[row % 8 * 4 + k % 8 / 2].left[k / 8 * 2 + row / 8], k % 2) *
-          half_of(lanes[column * 4 + k % 8 / 2].right[k / 8], k % 2);
-  return toward_zero(to);
-}
+class ProductOfHalves {
+ public:
+  explicit ProductOfHalves(const HalfFactors<numbers>* lanes) {
+    for (int lane = 0; lane < warp_size; ++lane)
+      for (int k = lane % 4 * 2; k < numbers; k += k % 2 == 0 ? 1 : 7) {
+        for (int row : {0, 1}) left_[lane / 4 + 8 * row][k] = half_of(lanes[lane].left[k / 8 * 2 + row], k % 2);
+        right_[lane / 4][k] = half_of(lanes[lane].right[k / 8], k % 2);
+      }
+  }
+
+  // To a sum, which is number n of a lane's.
+  float add(int lane, int n, float sum) const {
+    const double* const row = left_[lane / 4 + n / 2 * 8];
+    const double* const column = right_[lane % 4 * 2 + n % 2];
+    double to = sum;
+    for (int k = 0; k < numbers; ++k) to += row[k] * column[k];
+    return toward_zero(to);
+  }
+
+ private:
+  double left_[16][numbers], right_[8][numbers];
+};
 
 // Multiplications that were begun, by groups: done when it is waited for them, which is as late as may be.
 class Multiplications {

@@ -72,23 +72,24 @@ class Fibers {
 
   // Until all have ended; throws what the first one threw, of which the others do not hear.
   void run() {
-    Fibers* outer;
     {
       const Unseen unseen;
-      outer = std::exchange(running_, this);
+      running_ = this;
       DTAG_TSAN(host_.as_seen = __tsan_get_current_fiber());
       now_ = &host_;
     }
     release(this);
     if (!order_.empty()) go_to(*next());
     acquire(&ended_);
-    const Unseen unseen;
-    running_ = outer;
     DTAG_TSAN(for (const auto& fiber : fibers_) __tsan_destroy_fiber(fiber->as_seen));
     if (error_) std::rethrow_exception(error_);
   }
 
-  static Fibers& running() { return here(); }
+  // Those that run.
+  static Fibers& running() {
+    const Unseen unseen;
+    return *running_;
+  }
 
   // Let others go on until ready().
   template <typename Ready>
@@ -115,16 +116,12 @@ class Fibers {
   };
 
   static void begin() {
-    Fibers& of = here();
+    Fibers& of = running();
     acquire(&of);
     of.do_all();
     Fiber& other = of.after_the_end();
     release(&of.ended_);
     of.go_to(other);
-  }
-  static Fibers& here() {
-    const Unseen unseen;
-    return *running_;
   }
   void do_all() {
     try {

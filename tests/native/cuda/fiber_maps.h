@@ -16,8 +16,8 @@
 namespace dtag::cuda {
 
 // What the threads of a block share.
-struct MapThreads {
-  MapThreads(const MapsLayout& at, int of_groups)
+struct MapBlock {
+  MapBlock(const MapsLayout& at, int of_groups)
       : groups(of_groups),
         barrier(of_groups * warps_of_group * warp_size),
         warps(static_cast<size_t>(of_groups * warps_of_group)),
@@ -57,11 +57,11 @@ class FiberGroup {
  public:
   using Lane = MapLane<columns, units>;
 
-  FiberGroup(MapThreads* threads, int thread) : threads_(threads), thread_(thread) {
+  FiberGroup(MapBlock* block, int thread) : block_(block), thread_(thread) {
     std::memset(static_cast<void*>(&lane_), 0xff, sizeof(lane_));  // NaN
   }
 
-  unsigned char* shared() const { return threads_->memory.data(); }
+  unsigned char* shared() const { return block_->memory.data(); }
   int index() const { return thread_ / (warps_of_group * warp_size); }
 
   template <typename F>
@@ -76,12 +76,11 @@ class FiberGroup {
     const auto all = own_warp().share(lane(), *own);
     std::array<uint32_t, 4> given;
     std::copy(*own, *own + 4, given.begin());
-    double left[2][depth];
+    std::array<std::array<double, depth>, 2> left;  // of the lane's two rows
     for (int r = 0; r < 2; ++r)
       for (int k = 0; k < depth; ++k)
-        left[r][k] = half_of(all.of[lane() / 4 * 4 + k % 8 / 2][k / 8 * 2 + r], k % 2);
-    std::array<std::array<double, depth>, 2> factors;
-    for (size_t r = 0; r < 2; ++r) std::copy(left[r], left[r] + depth, factors[r].begin());
+        left[static_cast<size_t>(r)][static_cast<size_t>(k)] =
+            half_of(all.of[lane() / 4 * 4 + k % 8 / 2][k / 8 * 2 + r], k % 2);
     multiplications_.begin([=, this_ = this] {
       if (!std::equal(given.begin(), given.end(), *own))
         throw std::logic_error("registers that are multiplied changed meanwhile");
@@ -94,7 +93,7 @@ class FiberGroup {
           const uint32_t from = swizzled(static_cast<uint32_t>(byte + column * 128 + k * 2));
           uint16_t weight;
           std::memcpy(&weight, this_->shared() + from, sizeof(weight));
-          sum += factors[static_cast<size_t>(i / 2 % 2)][static_cast<size_t>(k)] * from_half(weight);
+          sum += left[static_cast<size_t>(i / 2 % 2)][static_cast<size_t>(k)] * from_half(weight);
         }
         d = toward_zero(sum);
       }
@@ -109,22 +108,22 @@ class FiberGroup {
 
   void take_turn() {
     if (!takes_turns) return;
-    if (took_turn_ || index() > 0) threads_->turns[index()].wait();
+    if (took_turn_ || index() > 0) block_->turns[index()].wait();
     took_turn_ = true;
   }
   void pass_turn(bool last) const {
     if (!takes_turns) return;
-    const int next = index() + 1 < threads_->groups ? index() + 1 : 0;
-    if (next > 0 || !last) threads_->turns[next].arrive();
+    const int next = index() + 1 < block_->groups ? index() + 1 : 0;
+    if (next > 0 || !last) block_->turns[next].arrive();
   }
 
  private:
   static constexpr bool takes_turns = units * warp_size <= 256;
 
   int lane() const { return thread_ % warp_size; }
-  Warp& own_warp() const { return threads_->warps[static_cast<size_t>(thread_ / warp_size)]; }
+  Warp& own_warp() const { return block_->warps[static_cast<size_t>(thread_ / warp_size)]; }
 
-  MapThreads* threads_;
+  MapBlock* block_;
   int thread_;
   bool took_turn_ = false;
   Lane lane_;
@@ -135,17 +134,17 @@ class FiberGroup {
 template <int columns, int units>
 class FiberMapBlock {
  public:
-  FiberMapBlock(const Job& job, const MapsLayout& at, MapThreads* threads, int kind, int index, int count, int thread)
+  FiberMapBlock(const Job& job, const MapsLayout& at, MapBlock* block, int kind, int index, int count, int thread)
       : kind_(kind),
         index_(index),
         count_(count),
         thread_(thread),
-        threads_(threads),
-        builder_(FiberGroup<columns, units>(threads, thread), job, at, kind) {}
+        block_(block),
+        builder_(FiberGroup<columns, units>(block, thread), job, at, kind) {}
 
   // All threads of it, which build the maps of the tiles that are the block's.
   static void run(const Job& job, const MapsLayout& at, int groups, int kind, int index, int count, uint32_t seed) {
-    MapThreads shared(at, groups);
+    MapBlock shared(at, groups);
     Fibers threads(seed);
     for (int thread = 0; thread < groups * warps_of_group * warp_size; ++thread)
       threads.add([&, thread] {
@@ -158,25 +157,25 @@ class FiberMapBlock {
   int kind() const { return kind_; }
   int index() const { return index_; }
   int count() const { return count_; }
-  int groups_of() const { return threads_->groups; }
+  int groups_of() const { return block_->groups; }
 
   void expect(int first, int second) const {
     if (thread_ == 0) {
-      for (Mark& mark : threads_->batches) mark.begin();
-      threads_->batches[0].expect(first);
-      threads_->batches[1].expect(second);
+      for (Mark& mark : block_->batches) mark.begin();
+      block_->batches[0].expect(first);
+      block_->batches[1].expect(second);
     }
-    threads_->barrier.wait();
+    block_->barrier.wait();
   }
   // By a thread of its own, as the engine that copies does not wait for others.
   void copy(int batch, int byte, const void* from, int bytes) const {
     if (thread_ > 0) return;
-    Fibers::running().add([=, to = threads_->memory.data() + byte, mark = &threads_->batches[batch]] {
+    Fibers::running().add([=, to = block_->memory.data() + byte, mark = &block_->batches[batch]] {
       std::memcpy(to, from, static_cast<size_t>(bytes));
       mark->complete(bytes);
     });
   }
-  void wait(int batch) const { threads_->batches[batch].wait(0); }
+  void wait(int batch) const { block_->batches[batch].wait(0); }
   template <typename F>
   void groups(F f) {
     f(builder_, thread_ / (warps_of_group * warp_size));
@@ -184,7 +183,7 @@ class FiberMapBlock {
 
  private:
   int kind_, index_, count_, thread_;
-  MapThreads* threads_;
+  MapBlock* block_;
   MapBuilder<columns, units, FiberGroup<columns, units>> builder_;
 };
 

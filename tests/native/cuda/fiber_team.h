@@ -18,8 +18,8 @@
 namespace dtag::cuda {
 
 // What a block's threads share.
-struct Shared {
-  Shared(int threads, int64_t floats)
+struct TeamBlock {
+  TeamBlock(int threads, int64_t floats)
       : barrier(threads),
         warps(static_cast<size_t>(threads / warp_size)),
         memory(static_cast<size_t>(floats), std::numeric_limits<float>::quiet_NaN()) {}
@@ -37,18 +37,18 @@ class FiberTeam {
   static constexpr bool roomy = has_room, queued = from_queue, crowded = is_crowded;
   using Unit = Thread<actions, units, roomy>;
 
-  FiberTeam(const Job& job, Shared* shared, int thread)
+  FiberTeam(const Job& job, TeamBlock* block, int thread)
       : seat_(Seat::of<actions, units>(thread / job.shared.threads_per_head, thread % job.shared.threads_per_head,
                                        job.critic.layout.width)),
         thread_(thread),
         threads_(threads_of(job.critic, units)),
-        shared_(shared) {
+        block_(block) {
     std::memset(static_cast<void*>(&unit_), 0xff, sizeof(unit_));  // NaN
     std::memset(static_cast<void*>(&lane_), 0xff, sizeof(lane_));
   }
 
-  float* shared() const { return shared_->memory.data(); }
-  void sync() const { shared_->barrier.wait(); }
+  float* shared() const { return block_->memory.data(); }
+  void sync() const { block_->barrier.wait(); }
 
   template <typename F>
   void each(F f) {
@@ -56,21 +56,21 @@ class FiberTeam {
   }
   template <typename F>
   bool any(F f) {
-    return shared_->barrier.wait(f(unit_, seat_));
+    return block_->barrier.wait(f(unit_, seat_));
   }
 
   // By a thread of its own, as the engine that copies does not wait for others.
   void send(char* to, const char* from, int bytes, int n, int apart) const {
     if (thread_ + warp_size != threads_) return;
-    shared_->slice_mark.expect(n * bytes);
-    Fibers::running().add([=, mark = &shared_->slice_mark] {
+    block_->slice_mark.expect(n * bytes);
+    Fibers::running().add([=, mark = &block_->slice_mark] {
       for (int i = 0; i < n; ++i) {
         std::memcpy(to + i * bytes, from + static_cast<int64_t>(i) * apart, static_cast<size_t>(bytes));
         mark->complete(bytes);
       }
     });
   }
-  void await_sent() const { shared_->slice_mark.wait(0); }
+  void await_sent() const { block_->slice_mark.wait(0); }
 
   template <typename F>
   void vote(int to, F f) {
@@ -141,7 +141,7 @@ class FiberTeam {
 
  private:
   int lane() const { return thread_ % warp_size; }
-  Warp& warp() const { return shared_->warps[static_cast<size_t>(thread_ / warp_size)]; }
+  Warp& warp() const { return block_->warps[static_cast<size_t>(thread_ / warp_size)]; }
   template <typename Number>
   auto share(Number x) const {
     const Number own[1] = {x};
@@ -164,7 +164,7 @@ class FiberTeam {
 
   Seat seat_;
   int thread_, threads_;
-  Shared* shared_;
+  TeamBlock* block_;
   Unit unit_;
   Lane lane_;
   int number_ = -1;
@@ -180,11 +180,11 @@ class FiberBlock {
   struct Cluster {
     Cluster(const Job& job, int64_t of_index, int64_t of_count) : index(of_index), count(of_count) {
       const int threads = threads_of(job.critic, units);
-      for (int rank = 0; rank < blocks; ++rank) shared.push_back(std::make_unique<Shared>(threads, job.shared.floats));
+      for (int rank = 0; rank < blocks; ++rank) shared.push_back(std::make_unique<TeamBlock>(threads, job.shared.floats));
       all = std::make_unique<Barrier<true>>(blocks * threads);
     }
     int64_t index, count;
-    std::vector<std::unique_ptr<Shared>> shared;
+    std::vector<std::unique_ptr<TeamBlock>> shared;
     std::unique_ptr<Barrier<true>> all;
   };
 
@@ -244,7 +244,7 @@ class FiberBlock {
   }
 
  private:
-  Shared& first() const { return *cluster_->shared[0]; }
+  TeamBlock& first() const { return *cluster_->shared[0]; }
 
   int rank_;
   bool marks_;

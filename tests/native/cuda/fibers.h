@@ -260,18 +260,18 @@ class Mark {
 class Warp {
  public:
   template <typename Number, int count>
-  struct Shared {
+  struct OfLanes {
     Number of[32][count];
   };
 
   template <typename Number, int count>
-  Shared<Number, count> share(int lane, const Number (&own)[count]) {
+  OfLanes<Number, count> share(int lane, const Number (&own)[count]) {
     static_assert(sizeof(own) <= sizeof(numbers_[0][0]), "there is room for them");
     const Unseen unseen;
     const int phase = arrivals_.arrive();
     std::copy(own, own + count, reinterpret_cast<Number*>(numbers_[phase % 2][lane]));
     arrivals_.await(phase);
-    Shared<Number, count> all;
+    OfLanes<Number, count> all;
     for (int i = 0; i < 32; ++i) {
       const Number* const from = reinterpret_cast<const Number*>(numbers_[phase % 2][i]);
       std::copy(from, from + count, all.of[i]);

@@ -24,8 +24,8 @@
 //   put_drawn(so)       once it is there: it, to shared memory
 //   drawn()             it, where a wait as in sync() came in between
 //
-// device_team.cuh has them for the device. The tests have them as loops, for what is made (host_team.h), and
-// as fibers, which find out where a thread forgets to wait (fiber_team.h).
+// device_team.cuh has them for the device. The tests have them as loops, for the numbers (host_team.h), and as
+// fibers, which find out where a thread forgets to wait (fiber_team.h).
 #pragma once
 
 #include <cstdint>

@@ -80,7 +80,7 @@ class FiberGroup {
     for (int r = 0; r < 2; ++r)
       for (int k = 0; k < depth; ++k)
         left[static_cast<size_t>(r)][static_cast<size_t>(k)] =
-            half_of(all.of[lane() / 4 * 4 + k % 8 / 2][k / 8 * 2 + r], k % 2);
+            half_of(all.of[fragment_lane(lane() / 4, k)][fragment_word(8 * r, k)], k % 2);
     multiplications_.begin([=, this_ = this] {
       if (!std::equal(given.begin(), given.end(), *own))
         throw std::logic_error("registers that are multiplied changed meanwhile");
@@ -167,13 +167,9 @@ class FiberMapBlock {
     }
     block_->barrier.wait();
   }
-  // By a thread of its own, as the engine that copies does not wait for others.
   void copy(int batch, int byte, const void* from, int bytes) const {
     if (thread_ > 0) return;
-    Fibers::running().add([=, to = block_->memory.data() + byte, mark = &block_->batches[batch]] {
-      std::memcpy(to, from, static_cast<size_t>(bytes));
-      mark->complete(bytes);
-    });
+    copy_in_bulk(block_->memory.data() + byte, from, bytes, &block_->batches[batch]);
   }
   void wait(int batch) const { block_->batches[batch].wait(0); }
   template <typename F>

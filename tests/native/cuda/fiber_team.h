@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
+#include <memory>
 #include <vector>
 
 #include "block.h"
@@ -13,6 +13,7 @@
 #include "job.h"
 #include "memory.h"
 #include "team.h"
+#include "team_memory.h"
 #include "walk.h"
 
 namespace dtag::cuda {
@@ -31,14 +32,15 @@ struct TeamBlock {
 };
 
 template <int actions, int units_of_thread, bool has_room, bool from_queue, bool is_crowded>
-class FiberTeam {
+class FiberTeam : public TeamMemory {
  public:
   static constexpr int units = units_of_thread;
   static constexpr bool roomy = has_room, queued = from_queue, crowded = is_crowded;
   using Unit = Thread<actions, units, roomy>;
 
   FiberTeam(const Job& job, TeamBlock* block, int thread)
-      : seat_(Seat::of<actions, units>(thread / job.shared.threads_per_head, thread % job.shared.threads_per_head,
+      : TeamMemory(block->memory.data()),
+        seat_(Seat::of<actions, units>(thread / job.shared.threads_per_head, thread % job.shared.threads_per_head,
                                        job.critic.layout.width)),
         thread_(thread),
         threads_(threads_of(job.critic, units)),
@@ -47,7 +49,6 @@ class FiberTeam {
     std::memset(static_cast<void*>(&lane_), 0xff, sizeof(lane_));
   }
 
-  float* shared() const { return block_->memory.data(); }
   void sync() const { block_->barrier.wait(); }
 
   template <typename F>
@@ -59,16 +60,11 @@ class FiberTeam {
     return block_->barrier.wait(f(unit_, seat_));
   }
 
-  // By a thread of its own, as the engine that copies does not wait for others.
   void send(char* to, const char* from, int bytes, int n, int apart) const {
     if (thread_ + warp_size != threads_) return;
     block_->slice_mark.expect(n * bytes);
-    Fibers::running().add([=, mark = &block_->slice_mark] {
-      for (int i = 0; i < n; ++i) {
-        std::memcpy(to + i * bytes, from + static_cast<int64_t>(i) * apart, static_cast<size_t>(bytes));
-        mark->complete(bytes);
-      }
-    });
+    for (int i = 0; i < n; ++i)
+      copy_in_bulk(to + i * bytes, from + static_cast<int64_t>(i) * apart, bytes, &block_->slice_mark);
   }
   void await_sent() const { block_->slice_mark.wait(0); }
 
@@ -133,11 +129,6 @@ class FiberTeam {
   void put_drawn(bool so) const {
     if (so && thread_ == 0) put(SharedLayout::drawn, number_);
   }
-  int drawn() const {
-    int number;
-    std::memcpy(&number, shared() + SharedLayout::drawn, sizeof(number));
-    return number;
-  }
 
  private:
   int lane() const { return thread_ % warp_size; }
@@ -147,21 +138,6 @@ class FiberTeam {
     const Number own[1] = {x};
     return warp().share(lane(), own);
   }
-  template <typename Word>
-  void put(int to, Word value) const {
-    std::memcpy(shared() + to, &value, sizeof(value));
-  }
-
-  // In the order of the device's exchanges between lanes.
-  template <typename F>
-  static float tree_sum(F f) {
-    float x[warp_size];
-    for (int lane = 0; lane < warp_size; ++lane) x[lane] = f(lane);
-    for (int offset = 1; offset < warp_size; offset *= 2)
-      for (int lane = 0; lane < warp_size; lane += 2 * offset) x[lane] += x[lane + offset];
-    return x[0];
-  }
-
   Seat seat_;
   int thread_, threads_;
   TeamBlock* block_;

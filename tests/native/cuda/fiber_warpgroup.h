@@ -50,13 +50,9 @@ class FiberWarpgroups : public TileMemory {
   void expect(int batch, int bytes) const {
     if (place_.thread == 0) block_->batches[batch].expect(bytes);
   }
-  // By a thread of its own, as the engine that copies does not wait for others.
   void copy(int batch, int byte, const void* from, int bytes) const {
     if (place_.thread > 0) return;
-    Fibers::running().add([=, to = memory() + byte, mark = &block_->batches[batch]] {
-      std::memcpy(to, from, static_cast<size_t>(bytes));
-      mark->complete(bytes);
-    });
+    copy_in_bulk(memory() + byte, from, bytes, &block_->batches[batch]);
   }
   void arrived(int batch) const { block_->batches[batch].wait(0); }
   template <typename Numbers>
@@ -143,7 +139,7 @@ class FiberWarpgroups : public TileMemory {
     Left words;
     for (int r = 0; r < 2; ++r)
       for (int k = 0; k < 16; ++k) {
-        const uint32_t word = all.of[place_.lane() / 4 * 4 + k % 8 / 2][r + k / 8 * 2];
+        const uint32_t word = all.of[fragment_lane(row(r), k)][fragment_word(row(r), k)];
         words[static_cast<size_t>(16 * r + k)] = static_cast<uint16_t>(word >> 16 * (k % 2));
       }
     std::array<uint32_t, 4> given;

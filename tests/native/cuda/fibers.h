@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -255,6 +256,14 @@ class Mark {
   bool begun_ = false, expects_ = false;
   char order_[2] = {};
 };
+
+// By a thread of its own, as the engine that copies does not wait for others.
+inline void copy_in_bulk(void* to, const void* from, int bytes, Mark* mark) {
+  Fibers::running().add([=] {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+    mark->complete(bytes);
+  });
+}
 
 // Numbers of a warp's lanes, from each to all. As with the device's exchanges that orders nothing else.
 class Warp {

@@ -73,7 +73,7 @@ class HostGroup {
     double of[16 * warps_of_group][depth], times[columns][depth];
     for (int k = 0; k < depth; ++k) {
       for (int row = 0; row < 16 * warps_of_group; ++row)
-        of[row][k] = half_of(a_of(lane_of(row, k % 8 / 2))[k / 8 * 2 + row % 16 / 8], k % 2);
+        of[row][k] = half_of(a_of(lanes_[row / 16 * warp_size + fragment_lane(row, k)])[fragment_word(row, k)], k % 2);
       for (int column = 0; column < columns; ++column) {
         uint16_t weight;
         // Relative to a multiple of 1024, as the device's exchange is.
@@ -83,13 +83,12 @@ class HostGroup {
     }
     for (int row = 0; row < 16 * warps_of_group; ++row)
       for (int column = 0; column < columns; ++column) {
-        float& d = lane_of(row, column % 8 / 2).d[column / 8 * 4 + row % 16 / 8 * 2 + column % 2];
+        float& d = lanes_[row / 16 * warp_size + fragment_lane(row, column)].d[column / 8 * 4 + row % 16 / 8 * 2 + column % 2];
         double sum = d;
         for (int k = 0; k < depth; ++k) sum += of[row][k] * times[column][k];
         d = toward_zero(sum);
       }
   }
-  Lane& lane_of(int row, int quarter) { return lanes_[row / 16 * warp_size + row % 8 * 4 + quarter]; }
 
   int index_;
   unsigned char* shared_;

@@ -18,6 +18,7 @@
 #include "job.h"
 #include "memory.h"
 #include "team.h"
+#include "team_memory.h"
 #include "walk.h"
 
 namespace dtag::cuda {
@@ -33,23 +34,22 @@ struct Turns {
 };
 
 template <int actions, int units_of_thread, bool has_room, bool from_queue, bool is_crowded>
-class HostTeam {
+class HostTeam : public TeamMemory {
  public:
   static constexpr int units = units_of_thread;
   static constexpr bool roomy = has_room, queued = from_queue, crowded = is_crowded;
   using Unit = Thread<actions, units, roomy>;
 
   HostTeam(const Job& job, float* shared, Turns* turns)
-      : threads_per_head_(job.critic.layout.width / units),
+      : TeamMemory(shared),
+        threads_per_head_(job.critic.layout.width / units),
         heads_(job.critic.heads),
-        shared_(shared),
         turns_(turns),
         units_(static_cast<size_t>(heads_) * threads_per_head_) {
     std::memset(units_.data(), 0xff, units_.size() * sizeof(Unit));  // NaN
     std::memset(lanes_, 0xff, sizeof(lanes_));
   }
 
-  float* shared() const { return shared_; }
   void sync() { let_see_drawn(); }
 
   // A number is seen after the next wait, as late as it may be.
@@ -58,11 +58,6 @@ class HostTeam {
     draw_if(so, counter, number_);
   }
   void put_drawn(bool so) { puts_ = so || puts_; }
-  int drawn() const {
-    int number;
-    std::memcpy(&number, shared_ + SharedLayout::drawn, sizeof(number));
-    return number;
-  }
 
   // What is sent for comes as late as it may.
   void send(char* to, const char* from, int bytes, int n, int apart) {
@@ -104,7 +99,7 @@ class HostTeam {
   int count_votes(int from, int n) const {
     int count = 0, votes;
     for (int i = 0; i < n; ++i) {
-      std::memcpy(&votes, shared_ + from + i, sizeof(votes));
+      std::memcpy(&votes, shared() + from + i, sizeof(votes));
       count += votes;
     }
     return count;
@@ -157,23 +152,7 @@ class HostTeam {
                                     threads_per_head_ * units);
   }
 
-  template <typename Word>
-  void put(int to, Word value) const {
-    std::memcpy(shared_ + to, &value, sizeof(value));
-  }
-
-  // In the order of the device's exchanges between lanes.
-  template <typename F>
-  static float tree_sum(F f) {
-    float x[warp_size];
-    for (int lane = 0; lane < warp_size; ++lane) x[lane] = f(lane);
-    for (int offset = 1; offset < warp_size; offset *= 2)
-      for (int lane = 0; lane < warp_size; lane += 2 * offset) x[lane] += x[lane + offset];
-    return x[0];
-  }
-
   int threads_per_head_, heads_;
-  float* shared_;
   Turns* turns_;
   std::vector<Unit> units_;
   std::function<void()> sent_;

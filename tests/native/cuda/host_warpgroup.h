@@ -97,9 +97,8 @@ class HostWarpgroups : public TileMemory {
   template <typename SumsOf, typename FragmentOf>
   void multiply_own(bool onto, SumsOf sums, FragmentOf fragment_of, int b, int apart) {
     const auto left = [this, fragment_of](int group, int row, int k) {
-      const int lane = row % 8 * 4 + k % 8 / 2, word = row % 16 / 8 + k / 8 * 2;
-      Thread& thread = threads_[group * TileLayout::group_threads + row / 16 * 32 + lane];
-      return static_cast<uint16_t>(fragment_of(thread)[word] >> 16 * (k % 2));
+      Thread& thread = threads_[group * TileLayout::group_threads + row / 16 * 32 + fragment_lane(row, k)];
+      return static_cast<uint16_t>(fragment_of(thread)[fragment_word(row, k)] >> 16 * (k % 2));
     };
     multiply<64, true>(onto, sums, left, b, apart);
   }

@@ -22,6 +22,11 @@ inline float toward_zero(double sum) {
 inline double half_of(uint32_t word, int which) { return from_half(static_cast<uint16_t>(word >> 16 * which)); }
 inline double number_of_bfloat16(uint32_t word) { return float_of_bits(word << 16); }
 
+// Where number k of a row lies in a warp's fragments of A: the lane, and its word, of which it is half k % 2. Sums of
+// eight columns lie in the same lanes.
+constexpr int fragment_lane(int row, int k) { return row % 8 * 4 + k % 8 / 2; }
+constexpr int fragment_word(int row, int k) { return row % 16 / 8 + k / 8 * 2; }
+
 // mma.sync of a warp's factors, those of its lanes.
 template <int numbers>
 class ProductOfHalves {

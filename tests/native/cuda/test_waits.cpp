@@ -10,24 +10,29 @@
 #include "host_maps.h"
 #include "host_team.h"
 #include "host_warpgroup.h"
-#include "packed.h"
+#include "random_job.h"
 
 namespace dtag::cuda {
 namespace {
 
 int cases = 0;
 
+void expect(bool so, const char* name, const char* otherwise) {
+  if (so) return;
+  std::printf("%s: %s\n", name, otherwise);
+  std::exit(1);
+}
+
+// crosses: whether rows are to cross from region to region.
 template <typename Loops, typename Threads>
-void compare(const char* name, Batch& batch, Loops loops, Threads threads) {
+void compare(const char* name, Batch& batch, bool crosses, Loops loops, Threads threads) {
   batch.poison();
   loops(batch.job);
   const auto expected = batch.written();
   batch.poison();
   threads(batch.job);
-  if (batch.written() != expected) {
-    std::printf("%s: fibers made something else than loops\n", name);
-    std::exit(1);
-  }
+  expect(batch.written() == expected, name, "fibers made something else than loops");
+  expect(batch.crossed() == crosses && !batch.marked(), name, "rows took another way than they are to");
   ++cases;
 }
 
@@ -41,7 +46,7 @@ void walk(const char* name, const PackedCritic& critic, Batch& batch) {
     job.shared = SharedLayout(critic, units, apart, apart && index == 0);
   };
   compare(
-      name, batch,
+      name, batch, !batch.job.dense,
       [&](Job job) {
         for (int64_t index = 0; index < blocks; ++index) {
           layout(job, index);
@@ -89,7 +94,7 @@ void walks(const PackedCritic& critic, int starts) {
   }
 }
 
-// The maps, and the walk that takes them, from a queue or not.
+// The maps, and the walk that takes them from a queue.
 template <int actions, int columns, int units>
 void maps(const PackedCritic& critic, int rows, int groups, int steps) {
   Batch batch(critic, rows, 1, 3);
@@ -104,7 +109,7 @@ void maps(const PackedCritic& critic, int rows, int groups, int steps) {
   using Threads = FiberBlock<actions, lean, 1, false, true, crowded, Fp32>;
   const auto layout = [&](Job& job) { job.shared = SharedLayout(critic, lean, false, false); };
   compare(
-      "maps and a queue", batch,
+      "maps and a queue", batch, steps > 0,
       [&](Job job) {
         layout(job);
         for (int kind = 0; kind < kinds; ++kind)
@@ -134,7 +139,7 @@ void tiles(const Sizes& sizes, int rows, int starts) {
     change(batch.job.settings, options);
     batch.job.settings.steps = 1;  // there are other tiles and starting points
     compare(
-        "tiles", batch,
+        "tiles", batch, false,
         [](const Job& job) {
           HostCluster<heads> cluster(job, 0, 1, 0);
           refine_tiles(cluster, job);

@@ -1,6 +1,7 @@
 // Critics of random weights as kernels of csrc/cuda take them, and batches for them.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -12,6 +13,7 @@
 #include "half.h"
 #include "job.h"
 #include "maps_layout.h"
+#include "step.h"
 #include "tile_words.h"
 
 namespace dtag::cuda {
@@ -201,6 +203,18 @@ class Batch {
     add(floats_);
     add(whole_);
     return bytes;
+  }
+
+  // Whether rows crossed from region to region, or were left to another kernel.
+  bool crossed() const {
+    for (int64_t row = 0; row < job.rows; ++row)
+      if (job.result.flips[row] > 0) return true;
+    return false;
+  }
+  bool marked() const {
+    for (int64_t row = 0; row < job.rows; ++row)
+      if (job.result.dense_steps[row] == marked_row) return true;
+    return false;
   }
 
   Job job;

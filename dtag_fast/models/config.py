@@ -5,6 +5,7 @@ Imports no torch; see `dtag_fast.training.config`.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -94,10 +95,17 @@ class ModelConfig:
 
 def check_words(config: Any) -> None:
     """Every field annotated with a Literal holds one of its words."""
-    for name, hint in get_type_hints(type(config)).items():
+    hints = _hints(type(config))  # type: ignore[arg-type]  # Types can be hashed.
+    for name, hint in hints.items():
         if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
             words = ", ".join(map(str, get_args(hint)))
             raise ValueError(f"{name}: expected one of {words}, got {getattr(config, name)!r}")
+
+
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """Compiles every annotation: for a study's many configs once is enough."""
+    return get_type_hints(cls)
 
 
 def check_at_least(config: Any, least: int, *names: str) -> None:

@@ -141,13 +141,24 @@ class Results:
         The unrefined record whose other labels a refined one has as well is its partner.
         """
         plain = [Record(run, run.label, rows[run.key]) for run in runs if run.key in rows]
-        unrefined = [record for record in plain if record.labels.get("refined") is False]
+        # By the names of their other labels, which are few kinds, and then by what these are.
+        unrefined: dict[tuple[str, ...], dict[tuple[Any, ...], Record]] = {}
+        for record in plain:
+            if record.labels.get("refined") is False:
+                names = tuple(sorted(name for name in record.labels if name != "refined"))
+                values = tuple(record.labels[name] for name in names)
+                unrefined.setdefault(names, {}).setdefault(values, record)
         records = []
         for record in plain:
             if record.labels.get("refined") is True:
-                found = [o for o in unrefined if record.matches(_but_refined(o.labels))]
+                found = [
+                    of_kind.get(tuple(record.labels[name] for name in names))
+                    for names, of_kind in unrefined.items()
+                    if record.labels.keys() >= set(names)
+                ]
                 # Of several the closest, which shares the most labels.
-                partner = max(found, key=lambda o: len(o.labels), default=None)
+                partners = [partner for partner in found if partner is not None]
+                partner = max(partners, key=lambda o: len(o.labels), default=None)
                 record = Record(record.run, record.labels, record.row, partner)
             records.append(record)
         missing = len({run.key for run in runs if run.key not in rows})
@@ -237,8 +248,9 @@ class Results:
             ]
             if any(found):
                 counts.append(min(count for count in found if count))
-        fewer = [count for count in counts if count < self.seeds]
-        return len(fewer), len(counts), min(fewer, default=self.seeds)
+        seeds = self.seeds
+        fewer = [count for count in counts if count < seeds]
+        return len(fewer), len(counts), min(fewer, default=seeds)
 
     @property
     def seeds(self) -> int:
@@ -295,7 +307,3 @@ def ranked(values: Iterable[Any]) -> list[Any]:
         return sorted(found)
     except TypeError:
         return found
-
-
-def _but_refined(labels: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in labels.items() if name != "refined"}

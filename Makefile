@@ -17,13 +17,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS := envs,collect,download,video,export,ray,tensorboard,test,lint
 comma := ,
+PACKAGE := build/package
 SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt tools/build_backend.py \
 	$(shell find csrc dtag_fast -type f ! -name '*.so' ! -name '*.pyc')
 
 # Threads that wait for work sleep rather than spin: with a busy neighbour spinning costs tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint study-smoke bench sanitize nvcc gpu-check fuzz clean
+.PHONY: demo test lint study-smoke bench sanitize sanitize-addresses sanitize-threads nvcc gpu-check fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dtag demo --out report
@@ -53,7 +54,9 @@ NATIVE_TESTS = $(BIN)/cmake -S tests/native -B build/$(1) -G Ninja \
 # Without forks: the sanitizer's allocator may be locked for ever in the child of a process that has
 # threads. The tests have them, without a sanitizer.
 # Where a process may not be traced, leaks cannot be looked for: ASAN_OPTIONS=detect_leaks=0.
-sanitize: $(VENV)/.dependencies
+sanitize: sanitize-addresses sanitize-threads
+
+sanitize-addresses: $(VENV)/.dependencies
 	$(call NATIVE_TESTS,asan,address$(comma)undefined)
 	$(BIN)/cmake --build build/asan
 	build/asan/test_kernels 40
@@ -62,6 +65,8 @@ sanitize: $(VENV)/.dependencies
 	build/asan/test_iql
 	build/asan/test_threads --no-fork
 	build/asan/fuzz_refine 150
+
+sanitize-threads: $(VENV)/.dependencies
 	$(call NATIVE_TESTS,tsan,thread)
 	$(BIN)/cmake --build build/tsan --target test_threads test_iql test_layers test_cuda_waits
 	build/tsan/test_threads --no-fork
@@ -86,16 +91,18 @@ fuzz: $(VENV)/.dependencies
 	build/fuzz/fuzz_refine -max_total_time=$(FUZZ_SECONDS) -max_len=96 -print_final_stats=1 \
 		-artifact_prefix=build/fuzz/ build/fuzz/corpus
 
-# Dependencies first, the package second: a change of source then rebuilds without a download.
+# Dependencies first, the package second: a change of source then rebuilds without a download, and what
+# it changes alone.
 $(VENV)/.dependencies: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || { rm -rf $(PACKAGE) && $(PYTHON) -m venv $(VENV); }
 	$(PIP) install --progress-bar off -c constraints.txt torch numpy
 	$(BIN)/python tools/requirements.py $(EXTRAS) > $(VENV)/requirements.txt
 	$(PIP) install --progress-bar off -c constraints.txt -r $(VENV)/requirements.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	$(PIP) install --no-build-isolation --no-deps --force-reinstall .
+	$(PIP) install --no-build-isolation --no-deps --force-reinstall -Cbuild-dir=$(PACKAGE) \
+		-Ccmake.define.DTAG_NATIVE_TESTS=ON .
 	touch $@
 
 clean:

@@ -61,5 +61,14 @@ def _alone(directory: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def native_build() -> Path:
-    """The native tests for this machine, compiled as the package is."""
-    return build("native", os.environ.get("CXX", "c++"))
+    """The native tests for this machine, compiled as the package is.
+
+    Where `make` built the package they are of the same objects; elsewhere they have a build of
+    their own.
+    """
+    if not (BUILDS / "package" / "CMakeCache.txt").exists():
+        return build("native", os.environ.get("CXX", "c++"))
+    directory, cmake = BUILDS / "package", find_tool("cmake")
+    with _alone(directory):
+        run(cmake, "--build", directory, "--target", "native_tests")
+    return directory

@@ -59,9 +59,10 @@ def test_on_arm64() -> None:
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
 def test_no_warnings(compiler: str, native_build: Path) -> None:
-    """Every file, the kernels once for each instruction set."""
+    """Every file but Python's bindings, the kernels once for each instruction set."""
     program = find_tool(compiler)
     commands = json.loads((native_build / "compile_commands.json").read_text())
+    commands = [entry for entry in commands if "_native.dir" not in entry["output"]]
     assert len(commands) > 5
     for entry in commands:
         arguments = shlex.split(entry["command"])[1:]

@@ -144,23 +144,16 @@ def test_no_kernel_of_warpgroups_spills(
     assert "wgmma.mma_async instructions are serialized" not in built[1]
 
 
-def test_adding_a_row_takes_little_but_multiply_adds(tmp_path: Path) -> None:
+def test_adding_a_row_takes_little_but_multiply_adds(
+    built: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backends = pytest.importorskip("triton.backends")
-    (tool,) = Path(backends.__path__[0]).glob("nvidia/bin/nvdisasm")
-    cubin = tmp_path / "walk.cubin"
-    run(
-        find_tool("nvcc"),
-        "-std=c++17",
-        "-O3",
-        "-fmad=false",
-        "-arch=sm_90",
-        "-cubin",
-        "-DDTAG_ACTIONS=6",
-        "-o",
-        str(cubin),
-        str(ROOT / "csrc" / "cuda" / "walk.cu"),
-    )
-    listing = run(str(tool), "-c", str(cubin))
+    (tools,) = Path(backends.__path__[0]).glob("nvidia/bin")
+    (walk,) = (built[0] / "csrc" / "cuda").glob("CMakeFiles/cuda_walk_6.dir/*.o")
+    monkeypatch.chdir(tmp_path)  # where it writes what it extracts
+    run(tools / "cuobjdump", "-xelf", "sm_90", walk)
+    (cubin,) = tmp_path.iterdir()
+    listing = run(tools / "nvdisasm", "-c", cubin)
     kernel = re.search(
         r"^\.text\.\S*walk_kernelILi6ELi4ELi1ELi256ELi0ELb0ENS0_4Fp32\S*:\n(.*?)^\.?//-",
         listing,

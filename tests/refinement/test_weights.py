@@ -21,14 +21,15 @@ How = Callable[[Critic], dict[str, Any]]
 def test_changed_weights_are_noticed(how: How) -> None:
     critic = random_critic()
     observations, actions = random_batch(critic)
-    refiner = Refiner(critic, **how(critic), step_size=0.5)
+    few: dict[str, Any] = {"steps": 3, "step_size": 0.5}
+    refiner = Refiner(critic, **how(critic), **few)
 
     def check() -> None:
-        expected = dtag_fast.reference.refine(critic, observations, actions, step_size=0.5)
+        expected = dtag_fast.reference.refine(critic, observations, actions, **few)
         assert not torch.equal(expected, previous[-1])
         previous.append(expected)
         torch.testing.assert_close(refiner(observations, actions), expected, atol=1e-5, rtol=0)
-        result = refine(critic, observations, actions, **how(critic), step_size=0.5)
+        result = refine(critic, observations, actions, **how(critic), **few)
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
     previous = [actions]
@@ -69,7 +70,7 @@ def test_packing_does_not_keep_a_critic_alive(how: How) -> None:
 def test_a_refiner_serves_many_threads(how: How) -> None:
     critic = random_critic()
     observations, actions = random_batch(critic, 64)
-    refiner = Refiner(critic, **how(critic), step_size=0.5)
+    refiner = Refiner(critic, **how(critic), steps=3, step_size=0.5)
     expected = refiner(observations, actions)
     results: dict[int, Tensor] = {}
 

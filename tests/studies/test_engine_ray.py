@@ -68,7 +68,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     found.shutdown()  # type: ignore[no-untyped-call]
 
 
-LONG: dict[str, Any] = {"steps": 5000, "backend": "torch"}
+LONG: dict[str, Any] = {"steps": 1500, "backend": "torch"}
 
 
 def slow(runs: list[Run]) -> list[Run]:

@@ -15,6 +15,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what it imports, a small part of all that is installed.
+PIP_DEPENDENCIES := $(PIP) install --progress-bar off --no-compile -c constraints.txt
 EXTRAS := envs,collect,download,video,export,ray,tensorboard,test,lint
 comma := ,
 PACKAGE := build/package
@@ -45,18 +47,18 @@ study-smoke: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/pytest benchmarks
 
-# The native tests, built with the flags $(2) into build/$(1). Without optimisation they compile
-# three times as fast, and run fast enough.
+# The native tests, built with the flags $(2) into build/$(1), without a warning. Without optimisation
+# they compile three times as fast, and run fast enough.
 NATIVE_TESTS = $(BIN)/cmake -S tests/native -B build/$(1) -G Ninja \
 	-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Debug \
-	-DCMAKE_CXX_FLAGS="-O0 -g1 -fno-sanitize-recover=all -fsanitize=$(2)"
+	-DCMAKE_CXX_FLAGS="-O0 -g1 -Werror -fno-sanitize-recover=all -fsanitize=$(2)"
 
 # Without forks: the sanitizer's allocator may be locked for ever in the child of a process that has
 # threads. The tests have them, without a sanitizer.
 # Where a process may not be traced, leaks cannot be looked for: ASAN_OPTIONS=detect_leaks=0.
 sanitize: sanitize-addresses sanitize-threads
 
-sanitize-addresses: $(VENV)/.dependencies
+sanitize-addresses: $(VENV)/.build-tools
 	$(call NATIVE_TESTS,asan,address$(comma)undefined)
 	$(BIN)/cmake --build build/asan
 	build/asan/test_kernels 40
@@ -66,7 +68,7 @@ sanitize-addresses: $(VENV)/.dependencies
 	build/asan/test_threads --no-fork
 	build/asan/fuzz_refine 150
 
-sanitize-threads: $(VENV)/.dependencies
+sanitize-threads: $(VENV)/.build-tools
 	$(call NATIVE_TESTS,tsan,thread)
 	$(BIN)/cmake --build build/tsan --target test_threads test_iql test_layers test_cuda_waits
 	build/tsan/test_threads --no-fork
@@ -83,7 +85,7 @@ gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
 
 FUZZ_SECONDS ?= 60
-fuzz: $(VENV)/.dependencies
+fuzz: $(VENV)/.build-tools
 	$(call NATIVE_TESTS,fuzz,fuzzer-no-link$(comma)address$(comma)undefined) \
 		-DCMAKE_CXX_COMPILER=clang++ -DDTAG_LIBFUZZER=ON
 	$(BIN)/cmake --build build/fuzz --target fuzz_refine
@@ -92,12 +94,17 @@ fuzz: $(VENV)/.dependencies
 		-artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 # Dependencies first, the package second: a change of source then rebuilds without a download, and what
-# it changes alone.
-$(VENV)/.dependencies: pyproject.toml constraints.txt
+# it changes alone. What is native needs little of them.
+$(VENV)/.build-tools: pyproject.toml constraints.txt
 	test -x $(BIN)/python || { rm -rf $(PACKAGE) && $(PYTHON) -m venv $(VENV); }
-	$(PIP) install --progress-bar off -c constraints.txt torch numpy
+	$(BIN)/python tools/requirements.py > $(VENV)/build-requirements.txt
+	$(PIP_DEPENDENCIES) -r $(VENV)/build-requirements.txt
+	touch $@
+
+$(VENV)/.dependencies: $(VENV)/.build-tools
+	$(PIP_DEPENDENCIES) torch numpy
 	$(BIN)/python tools/requirements.py $(EXTRAS) > $(VENV)/requirements.txt
-	$(PIP) install --progress-bar off -c constraints.txt -r $(VENV)/requirements.txt
+	$(PIP_DEPENDENCIES) -r $(VENV)/requirements.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)

@@ -1,8 +1,8 @@
-"""Print what pyproject.toml asks for: the build's requirements, the package's, and some extras'.
+"""Print what pyproject.toml asks for: the build's requirements, or the package's and some extras'.
 
-    python tools/requirements.py EXTRA[,EXTRA...]
+    python tools/requirements.py [EXTRA,...]
 
-With these installed, `pip install --no-build-isolation --no-deps .` needs no network.
+With both installed, `pip install --no-build-isolation --no-deps .` needs no network.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ def main(extras: list[str]) -> None:
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     settings = tomllib.loads(text)
     project = settings["project"]
-    # A build without isolation finds its tools in the environment.
-    requirements = [*settings["build-system"]["requires"], "cmake", "ninja"]
-    requirements += project["dependencies"]
-    for extra in extras:
-        requirements += project["optional-dependencies"][extra]
+    if extras:
+        requirements = project["dependencies"]
+        for extra in extras:
+            requirements += project["optional-dependencies"][extra]
+    else:
+        # A build without isolation finds its tools in the environment.
+        requirements = [*settings["build-system"]["requires"], "cmake", "ninja"]
     print("\n".join(requirements))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].split(","))
+    main([extra for argument in sys.argv[1:] for extra in argument.split(",")])

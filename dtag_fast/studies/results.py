@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ class Record:
     def matches(self, labels: Mapping[str, Any]) -> bool:
         """Whether it has these labels."""
         return all(k in self.labels and self.labels[k] == v for k, v in labels.items())
+
+
+# Records by the names of their other labels, which are few kinds, and then by what these are.
+Unrefined = dict[tuple[str, ...], dict[tuple[Any, ...], Record]]
 
 
 @dataclass(frozen=True)
@@ -141,26 +145,18 @@ class Results:
         The unrefined record whose other labels a refined one has as well is its partner.
         """
         plain = [Record(run, run.label, rows[run.key]) for run in runs if run.key in rows]
-        # By the names of their other labels, which are few kinds, and then by what these are.
-        unrefined: dict[tuple[str, ...], dict[tuple[Any, ...], Record]] = {}
+        unrefined: Unrefined = {}
         for record in plain:
             if record.labels.get("refined") is False:
                 names = tuple(sorted(name for name in record.labels if name != "refined"))
                 values = tuple(record.labels[name] for name in names)
                 unrefined.setdefault(names, {}).setdefault(values, record)
-        records = []
-        for record in plain:
-            if record.labels.get("refined") is True:
-                found = [
-                    of_kind.get(tuple(record.labels[name] for name in names))
-                    for names, of_kind in unrefined.items()
-                    if record.labels.keys() >= set(names)
-                ]
-                # Of several the closest, which shares the most labels.
-                partners = [partner for partner in found if partner is not None]
-                partner = max(partners, key=lambda o: len(o.labels), default=None)
-                record = Record(record.run, record.labels, record.row, partner)
-            records.append(record)
+        records = [
+            replace(record, partner=_partner_of(record, unrefined))
+            if record.labels.get("refined") is True
+            else record
+            for record in plain
+        ]
         missing = len({run.key for run in runs if run.key not in rows})
         return cls(tuple(records), trainings, missing)
 
@@ -307,3 +303,13 @@ def ranked(values: Iterable[Any]) -> list[Any]:
         return sorted(found)
     except TypeError:
         return found
+
+
+def _partner_of(record: Record, unrefined: Unrefined) -> Record | None:
+    """Of those whose other labels the record has as well the closest, which shares the most."""
+    kinds = [names for names in unrefined if record.labels.keys() >= set(names)]
+    for names in sorted(kinds, key=len, reverse=True):
+        found = unrefined[names].get(tuple(record.labels[name] for name in names))
+        if found is not None:
+            return found
+    return None
